@@ -1,0 +1,133 @@
+"""The nouns. Arrays live in NamedTuples, settings in frozen dataclasses, behaviour in NamedTuples of functions.
+
+Axes, everywhere: B rows, T time, D input features, E embedding, H hidden, G gate rows (a multiple of H), V vocabulary,
+C classes, S steps per epoch, N tokens of a corpus, R its rows.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = Any  # a numpy or a jax array; the shape stands in the docstring of whoever takes it
+
+
+class Corpus(NamedTuple):
+    """All rows of all splits, their tokens end to end. Row r is tokens[offset[r]:offset[r + 1]]."""
+
+    tokens: np.ndarray  # [N] int32
+    offset: np.ndarray  # [R + 1] int32
+    target: np.ndarray  # [R] int32, the class of each row
+    train: np.ndarray  # row numbers, int32
+    valid: np.ndarray
+    test: np.ndarray
+
+    @property
+    def length(self) -> np.ndarray:
+        """Tokens of each row, [R] int32."""
+        return np.diff(self.offset)
+
+
+class Batch(NamedTuple):
+    """A rectangle and what is real in it. Padding is to the right."""
+
+    inputs: Array  # [B, T] int32 token ids
+    length: Array  # [B] int32
+    target: Array  # [B] int32, or [B, T] for one target per step
+    weight: Array  # [B] float, 0 for filler rows
+
+
+class Noise(NamedTuple):
+    """Rates of the noise that training adds; traced numbers, so that changing one compiles nothing."""
+
+    dropout_rate: Array | float = 0.0
+    word_dropout_rate: Array | float = 0.0
+
+
+class Cell(NamedTuple):
+    """One recurrent cell: pure functions of one sequence, carry first.
+
+    `step(params, state, x)` is one tick. The rest is what the hand-derived backward pass needs; a cell without it
+    leaves `split` as None and is unrolled by `scan`.
+    """
+
+    name: str
+    init: Callable  # key -> params, a NamedTuple
+    start: Callable  # params -> state
+    step: Callable  # (params, state, x [D]) -> (state, y [H])
+    output_size: int
+    split: "Split | None" = None
+
+
+class Split(NamedTuple):
+    """A step cut in two: the half that needs no state is one product for all time, the rest runs in the loop.
+
+    The leading axis of every array is the row; `gather` takes all steps of all rows at once.
+    """
+
+    project: Callable  # (params, x [N, D]) -> p [N, G]
+    advance: Callable  # (params, state [B, ...], p [B, G]) -> (state, y [B, H], kept): kept is all that `pullback` needs
+    pullback: Callable  # (params, kept, dstate, dy) -> (dstate before, a): a is the gradient at the pre-activations
+    gather: Callable  # (params, x [N, D], kept [N, ...], a [N, ...]) -> (dparams, dx [N, D])
+
+
+class Layer(NamedTuple):
+    """A part of the network over whole sequences. A stack of layers is a layer."""
+
+    init: Callable  # key -> params
+    apply: Callable  # (params, xs [T, B, D], length [B], key | None, rate) -> (state, ys [T, B, K])
+    start: Callable  # params -> state
+    step: Callable  # (params, state, x [D]) -> (state, y [K])
+    output_size: int
+
+
+class Head(NamedTuple):
+    """What becomes of the states of a sequence: one vector per row, or one per step."""
+
+    init: Callable  # key -> params
+    apply: Callable  # (params, state, ys [T, B, K], length [B]) -> features [B, F], or [T, B, F]
+    start: Callable  # params -> summary of nothing
+    tick: Callable  # (params, summary, y [K]) -> (summary, features [F]): the answer after this step
+    output_size: int
+
+
+class Model(NamedTuple):
+    """A recurrent classifier as pure functions."""
+
+    init: Callable  # (key, init_scale=1.0) -> params
+    step: Callable  # (params, state, token) -> (state, logits [C])
+    apply: Callable  # (params, batch, key=None, noise=Noise()) -> logits [B, C] or [B, T, C]
+    loss: Callable  # (params, batch, key=None, noise=Noise()) -> (mean loss, Sums)
+    start: Callable  # params -> state of `step`
+    outputs: int  # C: logits per answer, 1 for a sigmoid
+
+
+class Sums(NamedTuple):
+    """What a batch adds to a measurement; only the end divides."""
+
+    loss: Array  # weighted sum of -ln p over real answers
+    correct: Array
+    weight: Array  # number of real answers
+
+
+class Hyper(NamedTuple):
+    """Every number of training that a sweep may vary: arguments of the compiled step, never constants in it."""
+
+    learning_rate: Array | float
+    weight_decay: Array | float = 0.0
+    clip_global_norm: Array | float = np.inf
+    clip_value: Array | float = np.inf
+    dropout_rate: Array | float = 0.0
+    word_dropout_rate: Array | float = 0.0
+    warmup_steps: Array | float = 0.0
+    decay_steps: Array | float = np.inf
+    final_fraction: Array | float = 0.0
+
+
+class TrainState(NamedTuple):
+    """Everything a run must remember. The key is never split: the randomness of step n is fold_in(key, n)."""
+
+    params: Any
+    optimizer: Any
+    step: Array  # int32
+    key: Array
