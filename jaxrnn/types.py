@@ -47,35 +47,37 @@ class Noise(NamedTuple):
 class Cell(NamedTuple):
     """One recurrent cell: pure functions of one sequence, carry first.
 
-    `step(params, state, x)` is one tick. The rest is what the hand-derived backward pass needs; a cell without it
-    leaves `split` as None and is unrolled by `scan`.
+    `step(params, state, x)` is one tick; x is a vector [D], or an integer that names a one-hot vector. `split` is what
+    a hand-derived backward pass needs; a cell without it is unrolled by `scan`.
     """
 
     name: str
     init: Callable  # key -> params, a NamedTuple
-    start: Callable  # params -> state
+    start: Callable  # params -> state, zeros
     step: Callable  # (params, state, x [D]) -> (state, y [H])
+    output: Callable  # state -> y [H]
     output_size: int
     split: "Split | None" = None
 
 
 class Split(NamedTuple):
-    """A step cut in two: the half that needs no state is one product for all time, the rest runs in the loop.
+    """A step cut in two: what needs no state is one product for all time, the rest runs in the loop.
 
-    The leading axis of every array is the row; `gather` takes all steps of all rows at once.
+    The functions act on the last axis and take any leading axes; `after_loop` takes all steps of all rows as N.
     """
 
-    project: Callable  # (params, x [N, D]) -> p [N, G]
-    advance: Callable  # (params, state [B, ...], p [B, G]) -> (state, y [B, H], kept): kept is all that `pullback` needs
-    pullback: Callable  # (params, kept, dstate, dy) -> (dstate before, a): a is the gradient at the pre-activations
-    gather: Callable  # (params, x [N, D], kept [N, ...], a [N, ...]) -> (dparams, dx [N, D])
+    before_loop: Callable  # (params, x [..., D]) -> p [..., G]
+    advance: Callable  # (params, state, p) -> (state, kept): kept is all that the backward pass needs of this step
+    state: Callable  # kept -> state after the step
+    pullback: Callable  # (params, kept, state before, gradient at state) -> (gradient at state before, a [..., A])
+    after_loop: Callable  # (params, x [N, D], state before [N, ...], a [N, A]) -> (dparams, dx [N, D])
 
 
 class Layer(NamedTuple):
     """A part of the network over whole sequences. A stack of layers is a layer."""
 
     init: Callable  # key -> params
-    apply: Callable  # (params, xs [T, B, D], length [B], key | None, rate) -> (state, ys [T, B, K])
+    apply: Callable  # (params, xs [T, B, D], length [B], key | None, rate) -> (last y [B, K], ys [T, B, K])
     start: Callable  # params -> state
     step: Callable  # (params, state, x [D]) -> (state, y [K])
     output_size: int
@@ -85,7 +87,7 @@ class Head(NamedTuple):
     """What becomes of the states of a sequence: one vector per row, or one per step."""
 
     init: Callable  # key -> params
-    apply: Callable  # (params, state, ys [T, B, K], length [B]) -> features [B, F], or [T, B, F]
+    apply: Callable  # (params, last y [B, K], ys [T, B, K], length [B]) -> features [B, F], or [T, B, F]
     start: Callable  # params -> summary of nothing
     tick: Callable  # (params, summary, y [K]) -> (summary, features [F]): the answer after this step
     output_size: int
