@@ -1,0 +1,115 @@
+"""Parts of a network over whole sequences, xs [T, B, D] -> ys [T, B, K]. A stack of layers is a layer.
+
+Noise is an argument: key None means none. Dropout draws one mask per row and layer, the same at every step (Gal and
+Ghahramani 2016, "A theoretically grounded application of dropout in recurrent neural networks").
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn import initializers
+from jaxrnn.errors import ConfigurationError
+from jaxrnn.types import Array, Cell, Layer
+
+
+def one_hot(vocabulary_size: int) -> Layer:
+    """Words as one-hot vectors, named by their id: the cell's product W_xh x is then a gather of one column."""
+    return Layer(
+        init=lambda key: (),
+        apply=lambda params, tokens, length, key, rate: (None, tokens),
+        start=lambda params: (),
+        step=lambda params, state, token: ((), token),
+        output_size=vocabulary_size,
+    )
+
+
+def embedding(vocabulary_size: int, size: int, *, initializer: str = "normal") -> Layer:
+    """A table [V, E]: token ids [T, B] -> its rows [T, B, E], with one dropout mask [B, E] per text."""
+
+    def init(key):
+        return initializers.named(initializer)(key, (vocabulary_size, size), jnp.float32)
+
+    def apply(table, tokens, length, key, rate):
+        return None, _locked_dropout(key, rate, table[tokens])
+
+    return Layer(init, apply, lambda table: (), lambda table, state, token: ((), table[token]), size)
+
+
+def recurrent(cell: Cell, unroll, *, reverse: bool = False) -> Layer:
+    """A cell carried over time by `unroll`; the last y is that of the final state."""
+
+    def apply(params, xs, length, key, rate):
+        state, ys = unroll(cell, params, xs, length, reverse=reverse)
+        return cell.output(state), ys
+
+    return Layer(cell.init, apply, cell.start, cell.step, cell.output_size)
+
+
+def bidirectional(forward: Layer, backward: Layer) -> Layer:
+    """Two layers over the same xs, one left to right and one right to left, side by side: K = K_f + K_b."""
+
+    def init(key):
+        return tuple(layer.init(k) for layer, k in zip((forward, backward), jax.random.split(key), strict=True))
+
+    def apply(params, xs, length, key, rate):
+        ends, ys = zip(*(layer.apply(p, xs, length, key, rate) for layer, p in zip((forward, backward), params,
+                                                                                strict=True)), strict=True)  # fmt: skip
+        return jnp.concatenate(ends, -1), jnp.concatenate(ys, -1)
+
+    def refuse(*_):
+        raise ConfigurationError("a bidirectional network reads the whole text before it answers: it has no `step`; "
+                                 "use `apply`")  # fmt: skip
+
+    return Layer(init, apply, refuse, refuse, forward.output_size + backward.output_size)
+
+
+def stack(layers: list[Layer]) -> Layer:
+    """Layers one above the other, with dropout between them (not on the way in, not on the way out)."""
+
+    def init(key):
+        return tuple(layer.init(jax.random.fold_in(key, i)) for i, layer in enumerate(layers))
+
+    def apply(params, xs, length, key, rate):
+        end = None
+        for i, (layer, p) in enumerate(zip(layers, params, strict=True)):
+            k = None if key is None else jax.random.fold_in(key, i)
+            if i > 0:
+                xs = _locked_dropout(k, rate, xs)
+            end, xs = layer.apply(p, xs, length, k, rate)
+        return end, xs
+
+    def start(params):
+        return tuple(layer.start(p) for layer, p in zip(layers, params, strict=True))
+
+    def step(params, state, x):
+        after = []
+        for layer, p, s in zip(layers, params, state, strict=True):
+            s, x = layer.step(p, s, x)
+            after.append(s)
+        return tuple(after), x
+
+    return Layer(init, apply, start, step, layers[-1].output_size)
+
+
+def dropout(key: Array | None, rate: Array | float, features: Array) -> Array:
+    """Set each number to zero with probability `rate`, scale the rest by 1 / (1 - rate); key None changes nothing."""
+    if key is None:
+        return features
+    kept = jax.random.uniform(key, features.shape, features.dtype) >= rate
+    return jnp.where(kept, features / (1 - rate), 0)
+
+
+def word_dropout(key: Array | None, rate: Array | float, tokens: Array, length: Array, unknown: int = 1) -> Array:
+    """Replace each real token of tokens [B, T] with `unknown`, with probability `rate`; key None changes nothing."""
+    if key is None:
+        return tokens
+    hit = jax.random.uniform(key, tokens.shape) < rate
+    real = jnp.arange(tokens.shape[1]) < length[:, None]
+    return jnp.where(hit & real, unknown, tokens)
+
+
+def _locked_dropout(key, rate, xs):
+    if key is None:
+        return xs
+    mask = dropout(key, rate, jnp.ones(xs.shape[1:], xs.dtype))  # [B, D], one for all steps
+    return xs * mask

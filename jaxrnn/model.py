@@ -1,0 +1,133 @@
+"""The whole network: tokens -> input layer -> stack of recurrent layers -> head -> logits.
+
+    logits = W_hy features + b_y          W_hy [C, F]   b_y [C]
+"""
+
+import importlib
+import inspect
+import pkgutil
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrnn import activations, heads, initializers, outputs
+from jaxrnn import layers as parts
+from jaxrnn.errors import ConfigurationError, unknown
+from jaxrnn.types import Array, Batch, Model, Noise, Sums
+
+INITIALIZER = {"recurrent": None, "input": "glorot_uniform", "embedding": "normal", "readout": "glorot_uniform"}
+
+
+class Params(NamedTuple):
+    input: Any  # the table [V, E] of an embedding, or nothing
+    layers: tuple
+    head: Any
+    W_hy: Array  # [C, F]
+    b_y: Array  # [C]
+
+
+def rnn(
+    *,
+    vocabulary_size: int,
+    classes: int,
+    cell: str = "vanilla",
+    activation: str = "tanh",
+    input: str = "embedding",
+    input_size: int = 128,
+    hidden_size: int = 128,
+    layers: int = 1,
+    bidirectional: bool = False,
+    head: str = "last",
+    output: str = "softmax",
+    unroll: str = "bptt",
+    initializer: dict | None = None,
+) -> Model:
+    """A recurrent classifier of token sequences. Every name is a member of its group; ConfigurationError lists them.
+
+    The loss is the mean over real rows (over real steps for head=every) of -ln p, in nats; its second value are exact
+    sums. `init(key, init_scale)` multiplies every initial weight matrix by `init_scale`.
+    """
+    names = INITIALIZER | {k: v for k, v in (initializer or {}).items() if v not in (None, "auto")}
+    first = _input(input, vocabulary_size, input_size, names["embedding"])
+    body = _body(cell, activation, unroll, first.output_size, hidden_size, layers, bidirectional, names)
+    summary = heads.named(head)(body.output_size)
+    answer = outputs.named(output)
+    C = answer.width(classes)
+
+    def init(key, init_scale=1.0) -> Params:
+        keys = jax.random.split(key, 4)
+        W_hy = initializers.named(names["readout"])(keys[3], (C, summary.output_size), jnp.float32)
+        params = Params(first.init(keys[0]), body.init(keys[1]), summary.init(keys[2]), W_hy, jnp.zeros(C))
+        return jax.tree.map(lambda p: p * init_scale if p.ndim > 1 else p, params)
+
+    def readout(params, features):
+        return features @ params.W_hy.T + params.b_y
+
+    def apply(params: Params, batch: Batch, key=None, noise=Noise()) -> Array:
+        keys = (None,) * 4 if key is None else tuple(jax.random.fold_in(key, i) for i in range(4))
+        tokens = parts.word_dropout(keys[0], noise.word_dropout_rate, batch.inputs, batch.length)
+        _, xs = first.apply(params.input, tokens.T, batch.length, keys[1], noise.dropout_rate)
+        end, ys = body.apply(params.layers, xs, batch.length, keys[2], noise.dropout_rate)
+        features = summary.apply(params.head, end, ys, batch.length)
+        logits = readout(params, parts.dropout(keys[3], noise.dropout_rate, features))
+        return jnp.swapaxes(logits, 0, 1) if head == "every" else logits
+
+    def loss(params: Params, batch: Batch, key=None, noise=Noise()) -> tuple[Array, Sums]:
+        logits = apply(params, batch, key, noise)
+        weight = batch.weight
+        if head == "every":
+            weight = weight[:, None] * (jnp.arange(batch.inputs.shape[1]) < batch.length[:, None])
+        each = answer.loss(logits, batch.target)
+        right = answer.answer(logits) == batch.target
+        sums = Sums(
+            loss=jnp.sum(jnp.where(weight > 0, weight * each, 0)),
+            correct=jnp.sum(weight * right),
+            weight=jnp.sum(weight),
+        )
+        return sums.loss / jnp.maximum(sums.weight, 1), sums
+
+    def start(params: Params):
+        return body.start(params.layers), summary.start(params.head)
+
+    def step(params: Params, state, token):
+        state, seen = state
+        _, x = first.step(params.input, (), token)
+        state, y = body.step(params.layers, state, x)
+        seen, features = summary.tick(params.head, seen, y)
+        return (state, seen), readout(params, features)
+
+    return Model(init, step, apply, loss, start, C)
+
+
+def _input(name, vocabulary_size, size, initializer):
+    if name == "one_hot":
+        return parts.one_hot(vocabulary_size)
+    if name == "embedding":
+        return parts.embedding(vocabulary_size, size, initializer=initializer)
+    raise ConfigurationError(unknown("input", name, ["embedding", "one_hot"]))
+
+
+def _body(cell, activation, unroll, input_size, hidden_size, count, two_way, names):
+    make, carry = member("cells", cell), member("unroll", unroll)
+    settings = {"activation": activations.named(activation), "recurrent_init": names["recurrent"],
+                "input_init": names["input"]}  # fmt: skip
+    settings = {k: v for k, v in settings.items() if k in inspect.signature(make).parameters}
+
+    def one(size):
+        if not two_way:
+            return parts.recurrent(make(size, hidden_size, **settings), carry)
+        ways = (parts.recurrent(make(size, hidden_size, **settings), carry, reverse=r) for r in (False, True))
+        return parts.bidirectional(*ways)
+
+    sizes = [input_size] + [hidden_size * (2 if two_way else 1)] * (count - 1)
+    return parts.stack([one(size) for size in sizes])
+
+
+def member(family: str, name: str):
+    """The function `name` of the module jaxrnn.<family>.<name>: cells and unrolls are found by their file."""
+    package = importlib.import_module(f"jaxrnn.{family}")
+    known = [m.name for m in pkgutil.iter_modules(package.__path__)]
+    if name not in known:
+        raise ConfigurationError(unknown({"cells": "cell"}.get(family, family), name, known))
+    return getattr(importlib.import_module(f"jaxrnn.{family}.{name}"), name)
