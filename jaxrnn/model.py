@@ -48,7 +48,7 @@ def rnn(
     The loss is the mean over real rows (over real steps for head=every) of -ln p, in nats; its second value are exact
     sums. `init(key, init_scale)` multiplies every initial weight matrix by `init_scale`.
     """
-    names = INITIALIZER | {k: v for k, v in (initializer or {}).items() if v not in (None, "auto")}
+    names = INITIALIZER | {k: v for k, v in (initializer or {}).items() if v not in (None, "default")}
     first = _input(input, vocabulary_size, input_size, names["embedding"])
     body = _body(cell, activation, unroll, first.output_size, hidden_size, layers, bidirectional, names)
     summary = heads.named(head)(body.output_size)
@@ -73,8 +73,7 @@ def rnn(
         logits = readout(params, parts.dropout(keys[3], noise.dropout_rate, features))
         return jnp.swapaxes(logits, 0, 1) if head == "every" else logits
 
-    def loss(params: Params, batch: Batch, key=None, noise=Noise()) -> tuple[Array, Sums]:
-        logits = apply(params, batch, key, noise)
+    def score(logits: Array, batch: Batch) -> tuple[Array, Sums]:
         weight = batch.weight
         if head == "every":
             weight = weight[:, None] * (jnp.arange(batch.inputs.shape[1]) < batch.length[:, None])
@@ -87,6 +86,9 @@ def rnn(
         )
         return sums.loss / jnp.maximum(sums.weight, 1), sums
 
+    def loss(params: Params, batch: Batch, key=None, noise=Noise()) -> tuple[Array, Sums]:
+        return score(apply(params, batch, key, noise), batch)
+
     def start(params: Params):
         return body.start(params.layers), summary.start(params.head)
 
@@ -97,7 +99,7 @@ def rnn(
         seen, features = summary.tick(params.head, seen, y)
         return (state, seen), readout(params, features)
 
-    return Model(init, step, apply, loss, start, C)
+    return Model(init, step, apply, score, loss, start, C)
 
 
 def _input(name, vocabulary_size, size, initializer):

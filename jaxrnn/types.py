@@ -99,7 +99,8 @@ class Model(NamedTuple):
     init: Callable  # (key, init_scale=1.0) -> params
     step: Callable  # (params, state, token) -> (state, logits [C])
     apply: Callable  # (params, batch, key=None, noise=Noise()) -> logits [B, C] or [B, T, C]
-    loss: Callable  # (params, batch, key=None, noise=Noise()) -> (mean loss, Sums)
+    score: Callable  # (logits, batch) -> (mean loss, Sums)
+    loss: Callable  # (params, batch, key=None, noise=Noise()) -> (mean loss, Sums): score of apply
     start: Callable  # params -> state of `step`
     outputs: int  # C: logits per answer, 1 for a sigmoid
 

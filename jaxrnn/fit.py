@@ -1,0 +1,260 @@
+"""Training as three compiled programs: `init`, `segment` (many updates) and `answers` (a pass over rows).
+
+    state = init(seed, init_scale)
+    state, log = segment(state, hyper, data, order [S, B], begin, end)        updates begin .. end - 1 of one epoch
+    sums, logits = answers(params, data, order, end)
+
+`begin` and `end` are values: an epoch is one call, or as many as there are things to write in between, and nothing is
+compiled again. The data lie on the device, tokens end to end; each update gathers its rectangle. The order of an epoch
+comes from outside, the randomness of update n is fold_in(key, n): a run can be taken up at any update.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from jaxrnn import optimizers
+from jaxrnn.errors import NumericalError
+from jaxrnn.types import Array, Batch, Corpus, Hyper, Model, Noise, Sums, TrainState
+
+
+class Data(NamedTuple):
+    """A corpus on the device, without its splits."""
+
+    tokens: Array  # [N] int32
+    offset: Array  # [R + 1] int32
+    target: Array  # [R] int32
+
+
+class Log(NamedTuple):
+    """One number per update of an epoch, [S]."""
+
+    loss: Array  # mean over the batch, nats
+    correct: Array
+    weight: Array
+    grad_norm: Array  # before clipping
+
+
+class Programs(NamedTuple):
+    """Compiled for one set of shapes. `data` is the corpus on its device."""
+
+    init: Callable
+    segment: Callable
+    answers: Callable
+    data: Data
+    count: int
+    compile_seconds: float
+
+
+class Report(NamedTuple):
+    """Where training stands: after some updates (`valid` is None), or at the end of an epoch."""
+
+    epoch: int  # counts from 1
+    step: int  # updates so far, all epochs
+    batch: int  # updates of this epoch so far
+    log: Log  # numpy, the updates since the last report
+    train: dict | None  # {"loss", "accuracy"} over the epoch as it was trained, noise included
+    valid: dict | None
+    best: bool  # the best epoch so far, by validation accuracy, then loss
+    seconds: float  # in updates, this epoch
+    state: TrainState
+
+
+def gather(data: Data, rows: Array, max_length: int) -> Batch:
+    """The rectangle [B, T] of the rows [B]; row -1 is filler of length and weight zero."""
+    real = rows >= 0
+    rows = jnp.maximum(rows, 0)
+    begin = data.offset[rows]
+    length = jnp.where(real, data.offset[rows + 1] - begin, 0)
+    time_ = jnp.arange(max_length)
+    at = jnp.minimum(begin[:, None] + time_, data.tokens.shape[0] - 1)
+    inputs = jnp.where(time_ < length[:, None], data.tokens[at], 0)
+    return Batch(inputs, length, data.target[rows], real.astype(jnp.float32))
+
+
+def make_update(model: Model, optimizer: optax.GradientTransformation, factor: Callable) -> Callable:
+    """update(state, hyper, batch) -> (state, Log of one step, finite). A step that is not finite changes nothing."""
+
+    def update(state: TrainState, hyper: Hyper, batch: Batch):
+        noise = Noise(hyper.dropout_rate, hyper.word_dropout_rate)
+        key = jax.random.fold_in(state.key, state.step)
+        (loss, sums), gradients = jax.value_and_grad(model.loss, has_aux=True)(state.params, batch, key, noise)
+        gradients, norm = optimizers.clip(gradients, hyper)
+        updates, memory = optimizer.update(gradients, state.optimizer, state.params)
+        rate = optimizers.rate(factor, state.step, hyper)
+        params = optimizers.apply(state.params, updates, rate, hyper)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        new = TrainState(params, memory, state.step + 1, state.key)
+        # the key stays out: it never changes
+        kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new[:3], state[:3])
+        return TrainState(*kept, state.key), Log(loss, sums.correct, sums.weight, norm), finite
+
+    return update
+
+
+def make_segment(update: Callable, max_length: int) -> Callable:
+    """segment(state, hyper, data, order [S, B], begin, end) -> (state, Log [S], finite); stops before a bad update."""
+
+    def segment(state, hyper, data, order, begin, end):
+        empty = Log(*(jnp.zeros(order.shape[0]) for _ in Log._fields))
+
+        def going(carry):
+            s, _, _, finite = carry
+            return (s < end) & finite
+
+        def one(carry):
+            s, state, log, _ = carry
+            state, now, finite = update(state, hyper, gather(data, order[s], max_length))
+            return s + 1, state, jax.tree.map(lambda whole, part: whole.at[s].set(part), log, now), finite
+
+        _, state, log, finite = lax.while_loop(going, one, (begin, state, empty, jnp.array(True)))
+        return state, log, finite
+
+    return segment
+
+
+def make_answers(model: Model, max_length: int) -> Callable:
+    """answers(params, data, order [S, B], end) -> (Sums over all rows, logits [S, B, ...]), without noise."""
+
+    def answers(params, data, order, end):
+        def one(s, carry):
+            total, logits = carry
+            batch = gather(data, order[s], max_length)
+            z = model.apply(params, batch)
+            _, sums = model.score(z, batch)
+            return jax.tree.map(jnp.add, total, sums), logits.at[s].set(z)
+
+        batch = jax.eval_shape(lambda: gather(data, order[0], max_length))
+        z = jax.eval_shape(model.apply, params, batch)
+        return lax.fori_loop(0, end, one, (Sums(*(jnp.zeros(()),) * 3), jnp.zeros((len(order), *z.shape), z.dtype)))
+
+    return answers
+
+
+def build(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    factor: Callable,
+    corpus: Corpus,
+    *,
+    order: tuple[int, int],
+    eval_order: tuple[int, int],
+    max_length: int,
+    device: Any = None,
+) -> Programs:
+    """Put the corpus on the device and compile the three programs ahead of time, two at once.
+
+    `order` and `eval_order` are the shapes [S, B] of the orders that will be trained on and evaluated.
+    """
+    began = time.perf_counter()
+    with jax.default_device(device):
+        data = jax.device_put(Data(corpus.tokens, corpus.offset, corpus.target), device)
+
+        def init(seed, init_scale):
+            key_init, key_run = jax.random.split(jax.random.key(seed))
+            params = model.init(key_init, init_scale)
+            return TrainState(params, optimizer.init(params), jnp.int32(0), key_run)
+
+        def shape(*size, dtype=np.int32):
+            return jax.ShapeDtypeStruct(size, dtype)
+
+        state = jax.eval_shape(init, shape(dtype=np.uint32), shape(dtype=np.float32))
+        hyper = Hyper(*(shape(dtype=np.float32),) * len(Hyper._fields))
+        segment = jax.jit(make_segment(make_update(model, optimizer, factor), max_length), donate_argnums=0)
+        wanted = [
+            (segment, (state, hyper, data, shape(*order), shape(), shape())),
+            (jax.jit(make_answers(model, max_length)), (state.params, data, shape(*eval_order), shape())),
+            (jax.jit(init), (shape(dtype=np.uint32), shape(dtype=np.float32))),
+        ]
+        lowered = [program.lower(*arguments) for program, arguments in wanted]
+        with ThreadPoolExecutor(2) as pool:
+            segment, answers, init = pool.map(lambda program: program.compile(), lowered)
+    return Programs(init, segment, answers, data, len(lowered), time.perf_counter() - began)
+
+
+def fit(
+    programs: Programs,
+    hyper: Hyper,
+    plan: Callable[[int], np.ndarray],
+    valid_order: np.ndarray,
+    *,
+    seed: int,
+    epochs: int,
+    patience: int | None = None,
+    max_steps: int | None = None,
+    init_scale: float = 1.0,
+    seconds_between: float = 1.0,
+) -> Iterator[Report]:
+    """Train, and yield a Report about every `seconds_between` seconds and at the end of every epoch.
+
+    `plan(epoch)` is the order [S, B] of epoch 0, 1, ...; `valid_order` that of the validation rows. Ends after `epochs`,
+    after `max_steps` updates, or when `patience` epochs brought nothing better. NumericalError before an update that
+    is not finite is learned from; its state is that of the last good update.
+    """
+    hyper = Hyper(*(np.float32(number) for number in hyper))
+    state = programs.init(np.uint32(seed), np.float32(init_scale))
+    best, waited, done, pace = (-np.inf, -np.inf), 0, 0, None
+    for epoch in range(1, epochs + 1):
+        order = plan(epoch - 1)
+        stop = len(order) if max_steps is None else min(len(order), max_steps - done)
+        at, seconds, logs = 0, 0.0, []
+        while at < stop:
+            until = stop if pace is None and stop <= 8 else min(stop, at + (8 if pace is None else max(1, int(pace))))
+            began = time.perf_counter()
+            state, log, finite = programs.segment(state, hyper, programs.data, order, np.int32(at), np.int32(until))
+            good = bool(finite)  # waits for the device
+            spent = time.perf_counter() - began
+            log = Log(*(np.asarray(field)[at:until] for field in log))
+            if not good:
+                raise NumericalError(_not_finite(log, epoch, done))
+            pace, seconds = (until - at) * seconds_between / spent, seconds + spent
+            done, at = done + until - at, until
+            logs.append(log)
+            if at < stop:
+                yield Report(epoch, done, at, log, None, None, False, seconds, state)
+        whole = Log(*(np.concatenate(fields).astype(np.float64) for fields in zip(*logs, strict=True)))
+        rows = max(whole.weight.sum(), 1.0)
+        train = {"loss": float((whole.loss * whole.weight).sum() / rows), "accuracy": float(whole.correct.sum() / rows)}
+        valid = measure(programs, state.params, valid_order)
+        score = (valid["accuracy"], -valid["loss"])
+        improved = score > best
+        best, waited = (score, 0) if improved else (best, waited + 1)
+        yield Report(epoch, done, at, logs[-1], train, valid, improved, seconds, state)
+        if (patience is not None and waited >= patience) or (max_steps is not None and done >= max_steps):
+            return
+
+
+def measure(programs: Programs, params, order: np.ndarray) -> dict:
+    """{"loss", "accuracy"} over the rows of `order`, which may be shorter than the compiled [S, B]."""
+    sums, _ = programs.answers(params, programs.data, _padded(programs, order), np.int32(len(order)))
+    rows = float(sums.weight)
+    return {"loss": float(sums.loss) / rows, "accuracy": float(sums.correct) / rows}
+
+
+def logits(programs: Programs, params, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of `order` that are real, and their logits, in that order."""
+    _, answers = programs.answers(params, programs.data, _padded(programs, order), np.int32(len(order)))
+    real = order >= 0
+    return order[real], np.asarray(answers)[: len(order)][real]
+
+
+def _padded(programs, order):
+    S, B = programs.answers.args_info[0][2].shape
+    full = np.full((S, B), -1, np.int32)
+    full[: len(order), : order.shape[1]] = order
+    return full
+
+
+def _not_finite(log, epoch, done):
+    bad = int(np.flatnonzero(~(np.isfinite(log.loss) & np.isfinite(log.grad_norm)))[0])
+    return (
+        f"update {done + bad + 1} (epoch {epoch}) is not finite: loss {log.loss[bad]:g}, gradient norm "
+        f"{log.grad_norm[bad]:g}; it was not applied. Lower optimizer.learning_rate or set clip_global_norm"
+    )

@@ -1,0 +1,98 @@
+"""One chain for every optimizer, every number of it that a sweep may vary an argument of the compiled step.
+
+    g = clip(gradient)                 elementwise to [-clip_value, clip_value], then to a global norm
+    u = optax.<name>(1.0).update(g)    built with rate 1, so that the real rate stays outside of the program
+    p = p + rate(n) * (u - weight_decay * p)         decay of matrices only, decoupled (Loshchilov and Hutter 2019)
+
+A rate, a decay or a clip baked into an optax transformation would be a constant of the program: one compilation each.
+"""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrnn.errors import ConfigurationError, unknown
+from jaxrnn.types import Hyper
+
+
+def transformation(name: str, **settings) -> optax.GradientTransformation:
+    """`optax.<name>` at learning rate 1; settings are its other arguments. ConfigurationError for what optax lacks."""
+    make = getattr(optax, name, None)
+    arguments = inspect.signature(make).parameters if callable(make) else {}
+    if "learning_rate" not in arguments:
+        known = [n for n in dir(optax) if n.islower() and callable(getattr(optax, n)) and not n.startswith("_")]
+        raise ConfigurationError(unknown("optimizer", name, [n for n in known if _takes_rate(getattr(optax, n))]))
+    for key in settings:
+        if key not in arguments:
+            raise ConfigurationError(unknown(f"setting of optimizer {name}", key, arguments))
+    if "weight_decay" in arguments:
+        settings["weight_decay"] = 0.0  # the chain's own decay stands beside it, as an argument
+    return make(learning_rate=1.0, **settings)
+
+
+def _takes_rate(make):
+    try:
+        return "learning_rate" in inspect.signature(make).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def constant(step, hyper: Hyper):
+    """Factor 1 after the warm-up."""
+    return 1.0
+
+
+def linear(step, hyper: Hyper):
+    """From 1 down to `final_fraction` at `decay_steps`, in a straight line."""
+    return 1 + (hyper.final_fraction - 1) * _progress(step, hyper)
+
+
+def cosine(step, hyper: Hyper):
+    """From 1 down to `final_fraction` at `decay_steps`, along half a cosine (Loshchilov and Hutter 2017)."""
+    return hyper.final_fraction + (1 - hyper.final_fraction) * (1 + jnp.cos(jnp.pi * _progress(step, hyper))) / 2
+
+
+SCHEDULES = {"constant": constant, "linear": linear, "cosine": cosine}
+
+
+def schedule(name: str):
+    """The schedule of that name: (step, hyper) -> factor of the learning rate."""
+    if name not in SCHEDULES:
+        raise ConfigurationError(unknown("schedule", name, SCHEDULES))
+    return SCHEDULES[name]
+
+
+def _progress(step, hyper):
+    return jnp.clip((step - hyper.warmup_steps) / jnp.maximum(hyper.decay_steps - hyper.warmup_steps, 1), 0, 1)
+
+
+def rate(factor, step, hyper: Hyper):
+    """The learning rate of update number `step` (from 0): a linear warm-up times the schedule."""
+    warm = jnp.minimum(1.0, (step + 1) / jnp.maximum(hyper.warmup_steps, 1))
+    return hyper.learning_rate * warm * factor(step, hyper)
+
+
+def clip(gradients, hyper: Hyper):
+    """-> clipped gradients, and their global norm before clipping. Infinite limits change nothing."""
+    norm = optax.tree.norm(gradients)
+    limit = hyper.clip_value
+
+    def elementwise(gradients):
+        return jax.tree.map(lambda g: jnp.clip(g, -limit, limit), gradients)
+
+    # A norm reads every gradient once more, which is the size of the vocabulary: only when elementwise clipping is on.
+    after = jax.lax.cond(jnp.isinf(limit), lambda: norm, lambda: optax.tree.norm(elementwise(gradients)))
+    scale = jnp.minimum(1.0, hyper.clip_global_norm / jnp.maximum(after, jnp.finfo(after.dtype).tiny))
+    return jax.tree.map(lambda g: g * scale, elementwise(gradients)), norm
+
+
+def apply(params, updates, learning_rate, hyper: Hyper):
+    """p + rate * (update - weight_decay * p); vectors (biases) do not decay."""
+
+    def leaf(p, u):
+        decay = hyper.weight_decay * p if p.ndim > 1 else 0
+        return (p + learning_rate * (u - decay)).astype(p.dtype)
+
+    return jax.tree.map(leaf, params, updates)
