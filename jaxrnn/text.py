@@ -1,0 +1,298 @@
+"""Text to numbers: tokenizers, the vocabulary, the corpus, and the order in which its rows are met.
+
+A text becomes tokens, a token its place in the vocabulary: 0 padding, 1 unknown, 2 end of text (only with
+`end=True`), then the tokens of the training split by falling frequency, equal ones alphabetically.
+"""
+
+import re
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from .data import Splits
+from .errors import DataError
+from .types import Corpus
+from .vocabulary import END, LARGEST, PADDING, UNKNOWN, Vocabulary
+
+LONGEST = 200  # characters; a longer token never enters a vocabulary
+CHUNK = 1 << 21  # tokens handled at once where a whole corpus would need a second copy
+POOL = 50  # batches sorted by length together: 4 % padding on SST-2 sentences, 63 % without
+
+WORD = re.compile(
+    r"""
+    [a-z]{2,}+(?=[\s,!?;:)]|\Z)                               # the short way, for most words
+  | (?:[^\W\d_]\.){2,} | [b-hj-z]\.(?=\s+\S)                  # u.s.  j.  (but not the end of "so am i.")
+  | (?:mr|mrs|ms|dr|jr|sr|st|vs|inc|bros|etc)\.
+  | n't\b | '(?:s|m|re|ve|ll|d|em|\d0s)\b                     # contractions that stand apart already
+  | \w+?(?=n't\b)                                             # is|n't
+  | \w(?:[\w\u0300-\u036f]|(?<=\d)[.,](?=\d)|[-/&](?=\w)|'(?!(?:s|m|re|ve|ll|d)\b)(?=\w))*
+  | \.{2,} | -{2,} | `{2} | '{2} | \*{2,} | [?!]{2,} | [^\w\s]
+    """,
+    re.VERBOSE,
+)
+
+
+class Tokenizer(NamedTuple):
+    """How a text is cut, and how much of what it is cut into is learned."""
+
+    name: str
+    split: Callable[[str], list[str]]
+    end: bool = False  # every text closes with one more token
+    size: int | None = None  # most tokens of a vocabulary, reserved ones included
+    min_count: int = 1  # rarer tokens of the training split are unknown
+
+
+def words(*, lower: bool = True, end: bool = False, size: int | None = None, min_count: int = 1) -> Tokenizer:
+    """Words and punctuation marks; text that is tokenised already passes through (99.5 % of the SST-2 rows unchanged).
+
+    >>> words().split("I'm not happy: it isn't good!")
+    ['i', "'m", 'not', 'happy', ':', 'it', 'is', "n't", 'good', '!']
+    """
+
+    def split(text: str) -> list[str]:
+        return WORD.findall(clean(text).lower() if lower else clean(text))
+
+    return Tokenizer("words", split, end, size, min_count)
+
+
+def characters(*, lower: bool = False, end: bool = False, size: int | None = None, min_count: int = 1) -> Tokenizer:
+    """One token per character (code point)."""
+    return Tokenizer(
+        "characters", lambda text: list(clean(text).lower() if lower else clean(text)), end, size, min_count
+    )
+
+
+def bytes(*, end: bool = False, size: int | None = None, min_count: int = 1) -> Tokenizer:
+    """One token per UTF-8 byte, written as two hexadecimal digits."""
+    return Tokenizer("bytes", lambda text: text.encode("utf-8", "replace").hex(" ").split(), end, size, min_count)
+
+
+TOKENIZERS = {"words": words, "characters": characters, "bytes": bytes}
+
+
+def clean(text: str) -> str:
+    """NUL becomes the replacement character: no file of ours may hold one."""
+    return text.replace("\0", "\ufffd") if "\0" in text else text
+
+
+class Encoded(NamedTuple):
+    """What `encode` makes of a data set."""
+
+    corpus: Corpus
+    vocabulary: Vocabulary
+    labels: list[str]  # class number -> label
+    report: dict  # counts for people and for data_report.json
+
+
+def encode(
+    splits: Splits,
+    tokenizer: Tokenizer,
+    *,
+    seed: int | None = None,
+    valid_share: float | None = None,
+    test_share: float | None = None,
+    max_length: int | None = None,
+    size: int | None = None,
+    min_count: int | None = None,
+) -> Encoded:
+    """Reads every row once and numbers it: corpus, vocabulary, labels, report.
+
+    What is None here is as `splits` and `tokenizer` say. A split that is not given is taken from the training rows,
+    class by class. Texts are cut at `max_length` tokens, an empty one is kept as one unknown token. The vocabulary
+    holds the tokens that the training rows have `min_count` times, at most `size` with the reserved ones.
+    Raises DataError for an empty split, fewer than two classes, a label that training has not, too many tokens.
+    """
+    limit = max_length if max_length is not None else 1 << 31
+    seed = splits.seed if seed is None else seed
+    shares = (
+        splits.valid_share if valid_share is None else valid_share,
+        splits.test_share if test_share is None else test_share,
+    )
+    size = tokenizer.size if size is None else size
+    min_count = tokenizer.min_count if min_count is None else min_count
+    reserved = (PADDING, UNKNOWN, END) if tokenizer.end else (PADDING, UNKNOWN)
+    provisional: defaultdict[str, int] = defaultdict(None, {token: number for number, token in enumerate(reserved)})
+    provisional.default_factory = provisional.__len__
+    classes: defaultdict[str, int] = defaultdict(None)
+    classes.default_factory = classes.__len__
+    tokens, offset, target = array("i"), array("i", [0]), array("i")
+    report: dict = {"rows": {}, "cut": 0, "empty": 0}
+    given: dict[str, np.ndarray] = {}
+    for name, rows in zip(("train", "valid", "test"), splits[:3], strict=True):
+        if rows is None:
+            continue
+        first = len(target)
+        for text, label in rows:
+            found = tokenizer.split(text)
+            if not found:
+                report["empty"] += 1
+                found = [UNKNOWN]
+            if len(found) + tokenizer.end > limit:
+                report["cut"] += 1
+                del found[limit - tokenizer.end :]
+            tokens.extend(map(provisional.__getitem__, found))
+            if tokenizer.end:
+                tokens.append(2)
+            if len(tokens) >= 1 << 31:
+                raise DataError(f"row {len(target) + 1:,} is past 2,147,483,647 tokens; use max_length or fewer rows")
+            offset.append(len(tokens))
+            target.append(classes[label])
+        given[name] = np.arange(first, len(target), dtype=np.int32)
+        if not len(given[name]):
+            raise DataError(f"the {name} split is empty, expected at least one row")
+    names = sorted_labels(classes)
+    place = np.array([names.index(label) for label in classes], np.int32)
+    corpus = Corpus(
+        np.frombuffer(tokens, np.int32),
+        np.frombuffer(offset, np.int32),
+        place[np.frombuffer(target, np.int32)],
+        *share_out(given, place[np.frombuffer(target, np.int32)], shares, seed),
+    )
+    check_classes(corpus, names)
+    vocabulary = learn_vocabulary(corpus, list(provisional), reserved, size, min_count)
+    renumber(corpus.tokens, provisional, vocabulary)
+    report["labels"] = names
+    for name in ("train", "valid", "test"):
+        rows = getattr(corpus, name)
+        counts = np.bincount(corpus.target[rows], minlength=len(names))
+        report["rows"][name] = len(rows)
+        report.setdefault("classes", {})[name] = {label: int(count) for label, count in zip(names, counts, strict=True)}
+        report.setdefault("unknown_share", {})[name] = unknown_share(corpus, rows)
+    report["tokens"], report["vocabulary"] = len(corpus.tokens), len(vocabulary)
+    return Encoded(corpus, vocabulary, names, report)
+
+
+def sorted_labels(labels: Iterable[str]) -> list[str]:
+    """Alphabetically; numerically where every label is a number."""
+    labels = list(labels)
+    try:
+        return sorted(labels, key=lambda label: (float(label), label))
+    except ValueError:
+        return sorted(labels)
+
+
+def share_out(given: dict, target: np.ndarray, shares: tuple[float, float], seed: int) -> list[np.ndarray]:
+    """Row numbers of train, valid and test; what is not given is drawn from train, each class by its share."""
+    pool, taken = given["train"], {}
+    draw = np.argsort(np.random.Philox(key=seed).random_raw(len(pool)), kind="stable")
+    shuffled = pool[draw[np.argsort(target[pool][draw], kind="stable")]]  # by class, at random within
+    count = np.bincount(target[pool])
+    position = np.arange(len(pool)) - np.repeat(np.cumsum(count) - count, count)  # place within the class
+    start = np.zeros_like(count)
+    for name, share in zip(("valid", "test"), shares, strict=True):
+        if name not in given:
+            stop = start + np.floor(share * count + 0.5).astype(count.dtype)
+            mine = (position >= np.repeat(start, count)) & (position < np.repeat(stop, count))
+            taken[name], start = np.sort(shuffled[mine]), stop
+    taken["train"] = np.sort(shuffled[position >= np.repeat(start, count)])
+    rows = [taken.get(name, given.get(name)) for name in ("train", "valid", "test")]
+    for name, part in zip(("train", "valid", "test"), rows, strict=True):
+        if not len(part):
+            raise DataError(
+                f"the {name} split is empty: {len(pool)} rows are too few to split; give dataset.{name}_path or more rows"
+            )
+    return rows
+
+
+def check_classes(corpus: Corpus, names: list[str]) -> None:
+    """Raises DataError unless training has two classes or more, and all that the other splits have."""
+    known = np.bincount(corpus.target[corpus.train], minlength=len(names)) > 0
+    if known.sum() < 2:
+        only = names[int(np.argmax(known))]
+        raise DataError(f"expected two or more classes in the training rows, found one: {only!r:.80}")
+    for name in ("valid", "test"):
+        strange = np.unique(corpus.target[getattr(corpus, name)])
+        strange = [names[number] for number in strange if not known[number]]
+        if strange:
+            raise DataError(
+                f"labels in the {name} split that training has not: {', '.join(map(repr, strange[:10]))}"
+                f"; training has {', '.join(repr(names[number]) for number in np.flatnonzero(known)[:10])}"
+            )
+
+
+def chunks(corpus: Corpus, rows: np.ndarray) -> Iterable[np.ndarray]:
+    """The tokens of some rows in pieces of about CHUNK: what needs a second array needs only a small one."""
+    wanted = np.zeros(len(corpus.offset) - 1, bool)
+    wanted[rows] = True
+    start = 0
+    while start < len(wanted):
+        stop = max(start + 1, int(np.searchsorted(corpus.offset, corpus.offset[start] + CHUNK, side="right")) - 1)
+        begin, end = corpus.offset[start], corpus.offset[stop]
+        yield corpus.tokens[begin:end][np.repeat(wanted[start:stop], np.diff(corpus.offset[start : stop + 1]))]
+        start = stop
+
+
+def learn_vocabulary(
+    corpus: Corpus, tokens: list[str], reserved: tuple[str, ...], size: int | None, min_count: int
+) -> Vocabulary:
+    """The tokens of the training rows, frequent ones first; `tokens` are those of the provisional ids."""
+    count = np.zeros(len(tokens), np.int64)
+    for piece in chunks(corpus, corpus.train):
+        part = np.bincount(piece)
+        count[: len(part)] += part
+    count[: len(reserved)] = 0
+    candidates = [number for number in np.flatnonzero(count >= max(min_count, 1)) if len(tokens[number]) <= LONGEST]
+    candidates.sort(key=lambda number: (-count[number], tokens[number]))
+    room = min(LARGEST if size is None else size, LARGEST) - len(reserved)
+    return Vocabulary(reserved + tuple(tokens[number] for number in candidates[: max(room, 0)]))
+
+
+def renumber(ids: np.ndarray, provisional: dict[str, int], vocabulary: Vocabulary) -> None:
+    """Provisional ids to those of the vocabulary, in place and piece by piece."""
+    known = vocabulary.ids
+    new = np.array([known.get(token, 1) for token in provisional], np.int32)
+    for start in range(0, len(ids), CHUNK):
+        ids[start : start + CHUNK] = new[ids[start : start + CHUNK]]
+
+
+def unknown_share(corpus: Corpus, rows: np.ndarray) -> float:
+    """How many of the tokens of some rows are unknown, 0 to 1."""
+    met = unseen = 0
+    for piece in chunks(corpus, rows):
+        met, unseen = met + len(piece), unseen + int((piece == 1).sum())
+    return unseen / max(met, 1)
+
+
+def encode_texts(
+    texts: Iterable[str], tokenizer: Tokenizer, vocabulary: Vocabulary, max_length: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [N] int32 end to end and offset [R + 1] int32 of texts to predict; an empty text has length zero."""
+    limit = (max_length if max_length is not None else 1 << 31) - tokenizer.end
+    known, tokens, offset = vocabulary.ids, array("i"), array("i", [0])
+    for text in texts:
+        found = tokenizer.split(text)[:limit]
+        if found:
+            tokens.extend([known.get(token, 1) for token in found])
+            if tokenizer.end:
+                tokens.append(2)
+        offset.append(len(tokens))
+    return np.frombuffer(tokens, np.int32) if tokens else np.zeros(0, np.int32), np.frombuffer(offset, np.int32)
+
+
+def order(rows: np.ndarray, length: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """Row numbers of one epoch's batches, [S, B] int32, every row once and -1 where the last batch is not full.
+
+    A pure function of seed and epoch: shuffled, sorted by length in pools of 50 batches, cut, the batches shuffled.
+    `length` [R] is that of all rows of the corpus.
+    """
+    stream = np.random.Philox(key=np.array([seed, epoch], np.uint64))
+    shuffled = rows[np.argsort(stream.random_raw(len(rows)), kind="stable")]
+    pool = np.arange(len(rows)) // (POOL * batch_size)
+    batches = cut(shuffled[np.lexsort((length[shuffled], pool))], batch_size)
+    return batches[np.argsort(stream.random_raw(len(batches)), kind="stable")]
+
+
+def plain_order(rows: np.ndarray, length: np.ndarray, batch_size: int) -> np.ndarray:
+    """Row numbers in batches for measuring, [S, B] int32, by length, -1 where the last batch is not full."""
+    return cut(rows[np.argsort(length[rows], kind="stable")], batch_size)
+
+
+def cut(rows: np.ndarray, batch_size: int) -> np.ndarray:
+    """Rows in batches, [S, B], the rest of the last one filled with -1."""
+    steps = -(-len(rows) // batch_size)
+    batches = np.full(steps * batch_size, -1, np.int32)
+    batches[: len(rows)] = rows
+    return batches.reshape(steps, batch_size)
