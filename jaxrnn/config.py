@@ -1,0 +1,202 @@
+"""From a command line to Settings: Hydra composes conf/, `settings.build` checks. Every refusal is a ConfigurationError.
+
+Only Hydra's `compose` is used, never its launcher: nothing is created on disk, no logging is configured and a failure
+is an exception, not an exit. Hydra is imported late, since --help does without it.
+"""
+
+import itertools
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from jaxrnn import settings as schema
+from jaxrnn.errors import ConfigurationError, unknown
+from jaxrnn.settings import Settings
+
+VERSION_BASE = "1.3"
+
+
+def folder() -> Path:
+    """The folder conf/: in the package of a wheel, beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    for place in (here / "conf", here.parent / "conf"):
+        if (place / "config.yaml").is_file():
+            return place
+    raise ConfigurationError(f"conf/config.yaml is missing beside {here}: install the package again")
+
+
+def members(group: str) -> list[str]:
+    """The names a group can be given: its yaml files."""
+    return sorted(path.stem for path in (folder() / group).glob("*.yaml"))
+
+
+@contextmanager
+def _hydra(config_dir: str | None) -> Iterator[Any]:
+    """Hydra's config loader over conf/ and, before it, a folder of the user's own."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    own = []
+    if config_dir is not None:
+        if not os.path.isdir(config_dir):
+            raise ConfigurationError(f"--config-dir {config_dir!r}: no such folder")
+        own.append(f"file://{os.path.abspath(config_dir)}")
+
+        class Own(SearchPathPlugin):
+            def manipulate_search_path(self, search_path: Any) -> None:
+                for path in own:
+                    search_path.prepend(provider="command-line", path=path)
+
+        Plugins.instance().register(Own)
+    try:
+        with initialize_config_dir(str(folder()), job_name="jaxrnn", version_base=VERSION_BASE):
+            yield GlobalHydra.instance().config_loader()
+    finally:
+        own.clear()  # a plugin cannot be taken back, so it is emptied
+
+
+def _compose(loader: Any, overrides: Sequence[str]) -> Any:
+    """The DictConfig of these overrides, hydra's own node included."""
+    from hydra import compose
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return compose("config", overrides=list(overrides), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise refusal(error, loader, overrides) from error
+
+
+def _settings(loader: Any, overrides: Sequence[str]) -> Settings:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    config = _compose(loader, overrides)
+    hydra, choices = config.hydra, config.hydra.runtime.choices
+    for kind in ("hydra/launcher", "hydra/sweeper"):
+        if choices[kind] != "basic":
+            raise ConfigurationError(unknown(kind, choices[kind], ["basic"]))
+    try:
+        keys = [key for key in config if key != "hydra"]
+        tree = {key: config[key] for key in keys}
+        tree = {k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in tree.items()}
+    except OmegaConfBaseException as error:
+        raise refusal(error, loader, overrides) from error
+    tree.setdefault("logger", {})  # logger=[] leaves no node
+
+    def default(group: str) -> Mapping[str, Any]:
+        name = choices.get(group)
+        if not isinstance(name, str) or name.startswith("["):
+            raise ConfigurationError(f"{group}={name}: expected one of {', '.join(members(group))}")
+        for source in loader.get_sources():
+            if source.available() and source.is_config(f"{group}/{name}"):
+                return OmegaConf.to_container(source.load_config(f"{group}/{name}").config)
+        raise ConfigurationError(unknown(group, name, loader.get_group_options(group)))
+
+    explicit = any(line.startswith("hydra.run.dir=") for line in hydra.overrides.hydra)
+    return schema.build(
+        tree,
+        default,
+        experiment=choices.get("experiment") or "default",
+        overrides=tuple(hydra.overrides.task),
+        directory=str(hydra.run.dir) if explicit else None,
+    )
+
+
+def compose(overrides: Sequence[str], *, config_dir: str | None = None) -> Settings:
+    """The checked settings of one run.
+
+    >>> compose(["cell=gru", "optimizer.learning_rate=0.01"]).optimizer.learning_rate
+    0.01
+    """
+    with _hydra(config_dir) as loader:
+        return _settings(loader, overrides)
+
+
+def sweep(overrides: Sequence[str], *, config_dir: str | None = None) -> tuple[str | None, list[Settings]]:
+    """The settings of every job of a sweep, the last key turning fastest, and its folder if one was named.
+
+    All of them are checked before any starts; the refusal has one line for each bad job.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    with _hydra(config_dir) as loader:
+        try:
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+        except HydraException as error:
+            raise refusal(error, loader, overrides) from error
+        choices, directory = [], None
+        for line, override in zip(overrides, parsed, strict=True):
+            if override.get_key_element() == "hydra.sweep.dir":
+                directory = str(override.value())
+            elif override.is_sweep_override():
+                choices.append([f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()])
+            elif override.get_key_element() != "hydra.run.dir":
+                choices.append([line])
+        jobs, refused = [], []
+        for number, job in enumerate(itertools.product(*choices)):
+            try:
+                jobs.append(_settings(loader, job))
+            except ConfigurationError as error:
+                refused.append(f"job {number} ({' '.join(job)}): {error}")
+    if refused:
+        more = [f"and {len(refused) - 10} more jobs"] if len(refused) > 10 else []
+        raise ConfigurationError("\n".join(refused[:10] + more))
+    return directory, jobs
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def refusal(error: BaseException, loader: Any, overrides: Sequence[str]) -> ConfigurationError:
+    """What Hydra or OmegaConf raised, in one line: the key, what was given, what is allowed, the nearest match."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    first = str(error).partition("\n")[0]
+    if isinstance(error, OverrideParseException):
+        return ConfigurationError(f"cannot read {error.override!r}: expected key=value, quoted where it has blanks")
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return ConfigurationError(unknown(group, name, error.options or loader.get_group_options(group)))
+    if "--multirun" in str(error):
+        line = re.findall(r"'([^']*=[^']*)'", first)
+        return ConfigurationError(f"{' '.join(line[:1])}: several values need -m (a sweep); a list is written [a,b]")
+    if found := re.match(r"Could not override '([^']*)'", first):
+        keys = [e.full_key for e in _chain(error) if getattr(e, "full_key", None)]
+        return schema.unknown_key(max(found[1], *keys, key=len), _known(loader, overrides))
+    if found := re.match(r"Multiple values for (\S+)\.", first):
+        return ConfigurationError(f"+{found[1]}: the group is chosen already; change it without the +, as in cell=gru")
+    if "Config group override must be" in first:
+        return ConfigurationError("a group takes the name of one of its members, as in cell=gru")
+    reasons = [str(e).partition("\n")[0] for e in _chain(error)]
+    key = next((e.full_key for e in _chain(error) if getattr(e, "full_key", None)), None)
+    reason = ": ".join(dict.fromkeys(filter(None, reasons[:2]))) or type(error).__name__
+    return ConfigurationError(reason if key is None or key in reason else f"{key}: {reason}")
+
+
+def _chooses(line: str, groups: set[str]) -> bool:
+    group, _, member = line.partition("=")
+    return group in groups and "{" not in member
+
+
+def _known(loader: Any, overrides: Sequence[str]) -> list[str]:
+    """Every dotted key there is under the chosen members: what the command line without its values would compose."""
+    from hydra import compose
+
+    groups = {*schema.GROUPS, "logger", "experiment"}
+    config = compose("config", overrides=[line for line in overrides if _chooses(line, groups)])
+    keys = []
+    for key, value in config.items():
+        keys.append(str(key))
+        if hasattr(value, "keys") and key != "logger":
+            keys.extend(f"{key}.{inner}" for inner in value)
+    return keys

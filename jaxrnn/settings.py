@@ -1,0 +1,274 @@
+"""What a run is told, as frozen plain values, each checked against what is allowed. Imports neither Hydra nor jax.
+
+Values come from conf/*.yaml and the command line; this page says which keys there are, what they mean and what they
+may be. The settings of a group's member are the keys of its yaml: `Member.settings` is what its function is called with.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxrnn.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What a value may be: `text` says it, `read` returns the value to use, or raises ValueError."""
+
+    text: str
+    read: Callable[[Any], Any]
+
+    def check(self, key: str, value: Any) -> Any:
+        try:
+            return self.read(value)
+        except (ValueError, TypeError):
+            raise ConfigurationError(f"{key}={value!r}: expected {self.text}") from None
+
+
+def _require(true: bool) -> None:
+    if not true:
+        raise ValueError
+
+
+def whole(low: int = 0, high: int = 2**31 - 1) -> Allowed:
+    """Whole numbers from `low` on; 64.0 and true are none."""
+
+    def read(value):
+        _require(type(value) is int and low <= value <= high)
+        return value
+
+    bound = f"of at least {low}" if high == 2**31 - 1 else f"between {low} and {high}"
+    return Allowed(f"a whole number {bound}", read)
+
+
+def number(low: float = 0.0, high: float = math.inf, *, above: bool = False, below: bool = False) -> Allowed:
+    """Finite numbers in [low, high]; `above` leaves out low, `below` leaves out high."""
+
+    def read(value):
+        _require(type(value) in (int, float) and math.isfinite(value) and low <= value <= high)
+        _require(not (above and value == low) and not (below and value == high))
+        return float(value)
+
+    text = "a finite number" + (f" above {low:g}" if above else f" of at least {low:g}")
+    if math.isfinite(high):
+        text += f" and below {high:g}" if below else f" and at most {high:g}"
+    return Allowed(text, read)
+
+
+def one_of(*names: str) -> Allowed:
+    def read(value):
+        _require(value in names)
+        return value
+
+    return Allowed(" or ".join(names) if len(names) < 3 else "one of " + ", ".join(names), read)
+
+
+def _read_switch(value):
+    _require(type(value) is bool)
+    return value
+
+
+def _read_text(value):
+    _require(isinstance(value, str) and value != "")
+    return value
+
+
+switch = Allowed("true or false", _read_switch)
+words = Allowed("a word or a path", _read_text)
+anything = Allowed("anything", lambda value: value)
+
+
+def or_null(allowed: Allowed) -> Allowed:
+    return Allowed(allowed.text + ", or null", lambda value: None if value is None else allowed.read(value))
+
+
+_POSITIVE, _SHARE, _DECAY = number(above=True), number(0, 1, below=True), number(0, 1, below=True)
+
+# Keys of members whose range is narrower than the type of their default in yaml.
+RANGES: dict[str, dict[str, Allowed]] = {
+    "input": {"size": whole(1)},
+    "optimizer": {
+        "learning_rate": _POSITIVE,
+        "weight_decay": number(),
+        "eps": _POSITIVE,
+        **dict.fromkeys(("b1", "b2", "decay", "momentum"), _DECAY),
+    },
+    "schedule": {"warmup_steps": whole(0), "final_fraction": number(0, 1)},
+    "device": {"count": or_null(whole(1))},
+    "tokenizer": {"size": or_null(whole(1)), "min_count": whole(1)},
+    "dataset": {
+        "valid_share": _SHARE,
+        "test_share": _SHARE,
+        "max_characters": or_null(whole(1)),
+        "on_bad_row": one_of("error", "skip"),
+    },
+}
+
+INITIALIZERS = (
+    "default orthogonal identity glorot_uniform glorot_normal lecun_normal he_normal normal notes zeros".split()
+)
+
+
+def like(default: Any) -> Allowed:
+    """What may replace a default of a member's yaml when nothing more is known: something of its type."""
+    if type(default) is bool:
+        return switch
+    if type(default) is int:
+        return whole(0)
+    if type(default) is float:
+        return number(-math.inf)
+    return words if isinstance(default, str) else anything
+
+
+@dataclass(frozen=True)
+class Member:
+    """The chosen member of a group and its settings: `optimizer.name`, `optimizer.learning_rate`."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("__") or key not in self.settings:
+            raise AttributeError(key)
+        return self.settings[key]
+
+
+def _key(allowed: Allowed, meaning: str) -> Any:
+    return field(metadata={"allowed": allowed, "meaning": meaning})
+
+
+def _group(meaning: str) -> Any:
+    return field(metadata={"meaning": meaning})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides a run. One field per key or group; the order is that of --help."""
+
+    dataset: Member = _group("where the rows come from")
+    tokenizer: Member = _group("how a text becomes tokens")
+    input: Member = _group("how a token becomes numbers")
+    cell: Member = _group("the recurrent cell")
+    activation: Member = _group("the cell's activation")
+    head: Member = _group("which states answer")
+    output: Member = _group("softmax: one logit per class; sigmoid: one logit, two classes")
+    unroll: Member = _group("how time is run; bptt: hand-derived backward pass, scan: the reference")
+    optimizer: Member = _group("the update rule (optax)")
+    schedule: Member = _group("the learning rate over time")
+    device: Member = _group("where it computes")
+    logger: tuple[str, ...] = _group("where progress is written: one, or [several]")
+    hidden_size: int = _key(whole(1), "units of a recurrent layer")
+    layers: int = _key(whole(1), "recurrent layers, one on the other")
+    bidirectional: bool = _key(switch, "read right-to-left too")
+    initializer: Mapping[str, str] = _group("initial weights: " + ", ".join(INITIALIZERS))
+    init_scale: float = _key(_POSITIVE, "factor on all initial weights")
+    epochs: int = _key(whole(1), "passes over the training rows, at most")
+    batch_size: int = _key(whole(1), "rows per update")
+    max_length: int = _key(whole(1), "tokens kept of a text")
+    max_steps: int | None = _key(or_null(whole(1)), "end after this many updates")
+    patience: int | None = _key(or_null(whole(1)), "stop after this many epochs without a better validation loss")
+    seed: int = _key(whole(0, 2**32 - 1), "of the weights, the order of the rows and all noise")
+    clip_global_norm: float | None = _key(or_null(_POSITIVE), "longest gradient")
+    clip_value: float | None = _key(or_null(_POSITIVE), "largest element of a gradient")
+    dropout_rate: float = _key(_SHARE, "share of activations dropped while training")
+    word_dropout_rate: float = _key(_SHARE, "share of tokens made unknown while training")
+    precision: str = _key(one_of("float32"), "of the arithmetic")
+    log_every_steps: int | None = _key(or_null(whole(1)), "also log every this many updates")
+    experiment: str = dataclasses.field(default="default")
+    overrides: tuple[str, ...] = ()
+    directory: str | None = None
+
+
+GROUPS = tuple(f.name for f in dataclasses.fields(Settings) if f.type is Member)
+KEYS = {f.name: f.metadata["allowed"] for f in dataclasses.fields(Settings) if "allowed" in f.metadata}
+_CHOSEN = (*GROUPS, "logger", "initializer")
+INITIALIZED = ("recurrent", "input", "readout", "embedding")
+
+
+def unknown_key(key: str, known: Iterable[str]) -> ConfigurationError:
+    """The refusal of a key: its nearest match and, inside a group, the keys beside it."""
+    names = list(known)
+    group, _, last = key.rpartition(".")
+    beside = [name.removeprefix(group + ".") for name in names if group and name.startswith(group + ".")]
+    near = difflib.get_close_matches(last, beside, n=1) if beside else difflib.get_close_matches(key, names, n=1)
+    where = f"{group}." if beside else ""
+    hint = f"did you mean {where + near[0]!r}? " if near else ""
+    listed = f"{group} has: {', '.join(beside)}" if beside else "every key: python -m jaxrnn.train --help"
+    return ConfigurationError(f"unknown key {key!r}; {hint}{listed}")
+
+
+def _member(group: str, value: Any, default: Mapping[str, Any]) -> Member:
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"{group}={value!r}: expected the name of a member")
+    for key in value:
+        if key not in default:
+            raise unknown_key(f"{group}.{key}", (f"{group}.{k}" for k in default))
+    settings = {}
+    for key, standard in default.items():
+        if key not in value:
+            raise ConfigurationError(f"{group}.{key} is missing: expected {like(standard).text}")
+        if key == "name":
+            if value[key] != standard:
+                raise ConfigurationError(f"{group}.name={value[key]!r}: choose a member by {group}={value[key]}")
+        else:
+            allowed = RANGES.get(group, {}).get(key) or like(standard)
+            settings[key] = allowed.check(f"{group}.{key}", value[key])
+    return Member(default["name"], settings)
+
+
+def build(tree: Mapping[str, Any], default: Callable[[str], Mapping[str, Any]], **record: Any) -> Settings:
+    """Settings from a tree of plain values; ConfigurationError names the key, what was given and what is allowed.
+
+    `default(group)` is the yaml of the chosen member as it stands: its keys are the keys there are.
+    """
+    known = (*KEYS, *_CHOSEN)
+    for key in tree:
+        if key not in known:
+            raise unknown_key(key, known)
+    for key in known:
+        if key not in tree:
+            raise ConfigurationError(f"{key} is missing: it can be changed, not taken away")
+    values: dict[str, Any] = {key: allowed.check(key, tree[key]) for key, allowed in KEYS.items()}
+    values.update({group: _member(group, tree[group], default(group)) for group in GROUPS})
+    logger = tree["logger"]
+    if not isinstance(logger, Mapping):
+        raise ConfigurationError(f"logger={logger!r}: expected one name or a list, as in logger=[console,jsonl]")
+    for name, chosen in logger.items():
+        if chosen != {"name": name}:
+            raise ConfigurationError(f"logger.{name}={chosen!r}: a logger has no settings; expected logger=[{name}]")
+    values["logger"] = tuple(logger)
+    initializer = tree["initializer"]
+    if not isinstance(initializer, Mapping):
+        raise ConfigurationError(f"initializer={initializer!r}: expected initializer.{INITIALIZED[0]}=NAME and so on")
+    for key in initializer:
+        if key not in INITIALIZED:
+            raise unknown_key(f"initializer.{key}", (f"initializer.{k}" for k in INITIALIZED))
+    values["initializer"] = {
+        key: one_of(*INITIALIZERS).check(f"initializer.{key}", initializer.get(key)) for key in INITIALIZED
+    }
+    return _together(Settings(**values, **record))
+
+
+def _together(settings: Settings) -> Settings:
+    """Refuses what is allowed alone but not together."""
+    if settings.head.name == "every":
+        raise ConfigurationError(
+            f"head=every answers at every step, but dataset={settings.dataset.name} has one label per text: "
+            "expected head=last, mean, max or attention"
+        )
+    return settings
+
+
+def plain(settings: Settings) -> dict[str, Any]:
+    """The settings as a tree of plain values, in the shape of conf/: what config.yaml and model.json record."""
+    tree: dict[str, Any] = {}
+    for f in dataclasses.fields(settings):
+        value = getattr(settings, f.name)
+        if f.name in GROUPS:
+            tree[f.name] = {"name": value.name, **value.settings}
+        elif f.name not in ("overrides", "directory"):
+            tree[f.name] = list(value) if isinstance(value, tuple) else value
+    return tree
