@@ -151,6 +151,29 @@ def sweep(overrides: Sequence[str], *, config_dir: str | None = None) -> tuple[s
     return directory, jobs
 
 
+def show() -> int:
+    """Hydra's own --cfg, --info, --hydra-help and tab completion, read from the command line. -> exit code."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, where Hydra would print and exit with 1
+    try:
+        hydra.main(config_path=str(folder()), config_name="config", version_base=VERSION_BASE)(lambda _: None)()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigurationError(str(error).partition("\n")[0]) from error
+    except SystemExit as stopped:
+        return stopped.code if isinstance(stopped.code, int) else 0
+    return 0
+
+
+def to_yaml(settings: Settings) -> str:
+    """config.yaml of a run folder: every setting, in the shape of conf/."""
+    import yaml
+
+    return yaml.safe_dump(schema.plain(settings), sort_keys=False, allow_unicode=True)
+
+
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error

@@ -52,7 +52,9 @@ def number(low: float = 0.0, high: float = math.inf, *, above: bool = False, bel
         _require(not (above and value == low) and not (below and value == high))
         return float(value)
 
-    text = "a finite number" + (f" above {low:g}" if above else f" of at least {low:g}")
+    text = "a finite number"
+    if math.isfinite(low):
+        text += f" above {low:g}" if above else f" of at least {low:g}"
     if math.isfinite(high):
         text += f" and below {high:g}" if below else f" and at most {high:g}"
     return Allowed(text, read)
@@ -169,7 +171,7 @@ class Settings:
     batch_size: int = _key(whole(1), "rows per update")
     max_length: int = _key(whole(1), "tokens kept of a text")
     max_steps: int | None = _key(or_null(whole(1)), "end after this many updates")
-    patience: int | None = _key(or_null(whole(1)), "stop after this many epochs without a better validation loss")
+    patience: int | None = _key(or_null(whole(1)), "stop after this many epochs that brought nothing better")
     seed: int = _key(whole(0, 2**32 - 1), "of the weights, the order of the rows and all noise")
     clip_global_norm: float | None = _key(or_null(_POSITIVE), "longest gradient")
     clip_value: float | None = _key(or_null(_POSITIVE), "largest element of a gradient")
@@ -208,8 +210,8 @@ def _member(group: str, value: Any, default: Mapping[str, Any]) -> Member:
             raise unknown_key(f"{group}.{key}", (f"{group}.{k}" for k in default))
     settings = {}
     for key, standard in default.items():
-        if key not in value:
-            raise ConfigurationError(f"{group}.{key} is missing: expected {like(standard).text}")
+        if key not in value or value[key] == "???":
+            raise ConfigurationError(f"{group}={default['name']} needs {group}.{key}=VALUE")
         if key == "name":
             if value[key] != standard:
                 raise ConfigurationError(f"{group}.name={value[key]!r}: choose a member by {group}={value[key]}")

@@ -1,0 +1,124 @@
+"""What model.json records and what rebuilds it: the network's settings, its labels, how a text became tokens.
+
+A record is read as a stranger's: its keys are the ones listed here, its names are looked up, never imported blindly.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrnn import runs, text
+from jaxrnn.errors import ArtefactError, ConfigurationError, JaxrnnError, unknown
+from jaxrnn.settings import Settings
+from jaxrnn.vocabulary import Vocabulary
+
+FORMAT = 1
+KEYS = {"format": int, "network": dict, "labels": list, "dataset": dict, "tokenizer": dict, "max_length": int}
+
+
+class Loaded(NamedTuple):
+    """A trained network, ready to answer."""
+
+    model: Any
+    params: Any
+    vocabulary: Vocabulary
+    tokenizer: text.Tokenizer
+    record: Mapping[str, Any]
+
+    @property
+    def labels(self) -> list[str]:
+        return self.record["labels"]
+
+
+def network(settings: Settings, vocabulary_size: int, classes: int) -> dict[str, Any]:
+    """The arguments of `jaxrnn.rnn`."""
+    return {
+        "vocabulary_size": vocabulary_size,
+        "classes": classes,
+        "cell": settings.cell.name,
+        "activation": settings.activation.name,
+        "input": settings.input.name,
+        "input_size": settings.input.settings.get("size", 1),
+        "hidden_size": settings.hidden_size,
+        "layers": settings.layers,
+        "bidirectional": settings.bidirectional,
+        "head": settings.head.name,
+        "output": settings.output.name,
+        "unroll": settings.unroll.name,
+        "initializer": dict(settings.initializer),
+    }
+
+
+def record(settings: Settings, built: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    """model.json."""
+    return {
+        "format": FORMAT,
+        "network": dict(built),
+        "labels": list(labels),
+        "dataset": {"name": settings.dataset.name, **settings.dataset.settings},
+        "tokenizer": {"name": settings.tokenizer.name, **settings.tokenizer.settings},
+        "max_length": settings.max_length,
+    }
+
+
+def splits(name: str, settings: Mapping[str, Any]) -> Any:
+    """The rows of a data set: jaxrnn.data.<name>.<name>(**settings)."""
+    package = importlib.import_module("jaxrnn.data")
+    known = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    module = importlib.import_module(f"jaxrnn.data.{name}") if name in known else None
+    make = getattr(module, name, None)
+    if make is None:
+        raise ConfigurationError(unknown("dataset", name, known))
+    for key in settings:
+        if key not in inspect.signature(make).parameters:
+            raise ConfigurationError(unknown(f"setting of dataset {name}", key, inspect.signature(make).parameters))
+    return make(**settings)
+
+
+def tokenizer(name: str, settings: Mapping[str, Any]) -> text.Tokenizer:
+    """The tokenizer of that name."""
+    if name not in text.TOKENIZERS:
+        raise ConfigurationError(unknown("tokenizer", name, text.TOKENIZERS))
+    return text.TOKENIZERS[name](**settings)
+
+
+def load(run: Any) -> Loaded:
+    """The network of a run folder; ArtefactError where the record, the arrays or the vocabulary do not fit together."""
+    import jax
+
+    import jaxrnn
+
+    saved = runs.load_model(run)
+    where = run / "model"
+    for key, kind in KEYS.items():
+        if not isinstance(saved.settings.get(key), kind):
+            raise ArtefactError(f"{where / 'model.json'}: expected {key!r}, {kind.__name__}")
+    strange = sorted(set(saved.settings) - set(KEYS))
+    if strange or saved.settings["format"] != FORMAT:
+        raise ArtefactError(f"{where / 'model.json'}: not of format {FORMAT}{', unknown keys ' + str(strange) if strange else ''}")
+    vocabulary = Vocabulary.from_json(saved.vocabulary)
+    labels, built = saved.settings["labels"], saved.settings["network"]
+    if built.get("vocabulary_size") != len(vocabulary) or built.get("classes") != len(labels):
+        raise ArtefactError(
+            f"{where / 'model.json'}: vocabulary_size {built.get('vocabulary_size')} and classes {built.get('classes')}"
+            f" do not match {len(vocabulary)} tokens and {len(labels)} labels"
+        )
+    try:
+        model = jaxrnn.rnn(**built)
+        split = tokenizer(saved.settings["tokenizer"].get("name", ""), _without_name(saved.settings["tokenizer"]))
+        template = jax.eval_shape(lambda: model.init(jax.random.key(0)))
+    except (JaxrnnError, TypeError, ValueError) as error:
+        raise ArtefactError(f"{where / 'model.json'}: {error}") from None
+    params = runs.filled(template, saved.arrays, str(where / "params.safetensors"))
+    for name, array in saved.arrays.items():
+        if not np.isfinite(array).all():
+            raise ArtefactError(f"{where / 'params.safetensors'}: array {name!r} is not finite")
+    return Loaded(model, params, vocabulary, split, saved.settings)
+
+
+def _without_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != "name"}

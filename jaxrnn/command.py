@@ -1,0 +1,74 @@
+"""The one exit point of every command: typed refusals become exit codes, everything else keeps its traceback.
+
+0 ok, 2 configuration, 3 data, 4 numerical, 5 artefact, 6 busy, 7 storage, 8 memory, 130 and 143 interrupted; 1 is a bug.
+"""
+
+import argparse
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from jaxrnn.errors import ConfigurationError, JaxrnnError, MemoryExceeded, StorageError
+
+STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a polite stop, as Ctrl-C is, with a code of its own."""
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise Terminated
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that raises where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigurationError(f"{message}; see python -m jaxrnn.{self.prog.removeprefix('jaxrnn-')} --help")
+
+
+def code_of(stopped: KeyboardInterrupt) -> int:
+    return 143 if isinstance(stopped, Terminated) else 130
+
+
+def typed(error: BaseException) -> JaxrnnError | None:
+    """The refusal that an error of a library stands for; None where it is a bug."""
+    if isinstance(error, JaxrnnError):
+        return error
+    # jaxlib's error is known by its text, so that nothing has to be imported to ask
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        first = str(error).partition("\n")[0] or "an allocation failed"
+        return MemoryExceeded(f"out of memory: {first}; lower batch_size, max_length or hidden_size")
+    if isinstance(error, OSError) and error.errno in STORAGE:
+        return StorageError(f"cannot write {error.filename or 'the output'}: {error.strerror}")
+    return None
+
+
+def run(name: str, main: Callable[[Sequence[str]], int | None]) -> NoReturn:
+    """Call `main` with the command line and exit with the code of what happened."""
+    sys.exit(exit_code(name, main, sys.argv[1:]))
+
+
+def exit_code(name: str, main: Callable[[Sequence[str]], int | None], arguments: Sequence[str]) -> int:
+    """What `run` exits with. A refusal is printed on standard error, in its own few lines."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = main(arguments) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt as error:
+        print(f"jaxrnn.{name}: interrupted", file=sys.stderr)
+        return code_of(error)
+    except Exception as error:
+        refusal = typed(error)
+        if refusal is None:
+            raise
+        print(f"jaxrnn.{name}: {refusal}", file=sys.stderr)
+        return refusal.code

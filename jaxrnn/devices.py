@@ -1,0 +1,139 @@
+"""Where a run computes, and what must stand before jax starts: XLA's flags, the platform, the compile cache."""
+
+import importlib.metadata
+import importlib.util
+import mmap
+import os
+import platform
+import stat
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxrnn.errors import ConfigurationError
+
+# XLA:CPU's YNN fusions sum wrongly in silence (jax-ml/jax#39103: 266342400 for 268435456): off, with an empty value.
+FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
+
+
+def set_flags(environ: Any = os.environ) -> None:
+    """Switch off what is known to be wrong, unless the user chose. Call before jax is imported.
+
+    A flag that XLA does not know ends the process, so the library is asked first whether it holds the name.
+    """
+    flags = environ.get("XLA_FLAGS", "")
+    if FUSIONS not in flags and _library_holds(FUSIONS):
+        environ["XLA_FLAGS"] = f"{flags} --{FUSIONS}=".strip()
+
+
+def _library_holds(name: str) -> bool:
+    spec = importlib.util.find_spec("jaxlib")
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        for library in sorted(Path(place).glob("*jax_common*")):
+            with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
+                if held.find(name.encode()) >= 0:
+                    return True
+    return False
+
+
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where compiled programs are kept: $XDG_CACHE_HOME/jaxrnn/xla, or ~/.cache/jaxrnn/xla."""
+    root = environ.get("XDG_CACHE_HOME", "")
+    return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "jaxrnn" / "xla"
+
+
+def open_cache(say: Callable[[str], None]) -> Path | None:
+    """Keep compiled programs in a folder that only this user can write: an entry runs code in whoever reads it.
+
+    None, and a line said, where there can be no such folder. A folder of the user's own (JAX_COMPILATION_CACHE_DIR)
+    is left as it is.
+    """
+    import jax
+
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    try:
+        folder = cache_folder()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        held = folder.lstat()
+        if not stat.S_ISDIR(held.st_mode) or held.st_uid != os.getuid():
+            raise PermissionError(f"{folder} is not a folder of this user")
+        if stat.S_IMODE(held.st_mode) != 0o700:
+            folder.chmod(0o700)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"{folder} is not writable")
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
+        say(f"compile cache: off ({error})")
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    return folder
+
+
+def choose(name: str, count: int | None = 1) -> Any:
+    """The jax device of that name, "auto" for the first there is; ConfigurationError lists what is there instead."""
+    import jax
+
+    if name == "cpu":
+        jax.config.update("jax_platforms", "cpu")  # a GPU beside it is not even opened
+    try:
+        devices = jax.devices() if name == "auto" else jax.devices(name)
+    except RuntimeError as error:
+        raise ConfigurationError(f"device={name}: {_there(error)}") from None
+    if count is not None and count > len(devices):
+        found = ", ".join(map(str, devices))
+        raise ConfigurationError(f"device.count={count}: expected at most {len(devices)}, there is: {found}")
+    return devices[0]
+
+
+def _there(error: RuntimeError) -> str:
+    import jax
+
+    platforms = os.environ.get("JAX_PLATFORMS")
+    asked = f" (JAX_PLATFORMS={platforms} hides all others)" if platforms else ""
+    try:
+        found = ", ".join(f"{device.platform} ({device.device_kind})" for device in jax.devices())
+    except RuntimeError:
+        return str(error).partition("\n")[0]
+    return f"no such device here; there is: {found}{asked}"
+
+
+def described(device: Any) -> str:
+    """cpu, or gpu (NVIDIA H200)."""
+    kind = device.device_kind
+    return device.platform if kind == device.platform else f"{device.platform} ({kind})"
+
+
+def environment(device: Any, cache: Path | None) -> dict[str, Any]:
+    """What a run ran on: environment.json."""
+    packages = ("jaxrnn", "jax", "jaxlib", "optax", "numpy", "hydra-core", "safetensors")
+    return {
+        "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "device": described(device),
+        "git_commit": _commit(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "compile_cache": cache is not None,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this package is in; None in an installed one."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        asked = ["git", "-C", str(root), "rev-parse", "HEAD"]
+        return subprocess.run(asked, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,96 @@
+"""python -m jaxrnn.evaluate RUN [--split test|valid|train] [--json]: a trained run, measured again on its own data.
+
+The data set is read again as the run recorded it; if it is not what the run was trained on, that is said, not measured.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxrnn import artefact, command, devices, runs
+from jaxrnn.errors import ArtefactError
+
+ROWS = 128  # of a batch
+
+
+def evaluate(run: str, split: str = "test", device: str = "auto") -> dict[str, Any]:
+    """The object of `--json`."""
+    devices.set_flags()
+    folder = runs.find(run)
+    trained = artefact.load(folder)
+    from jaxrnn import text
+
+    dataset = dict(trained.record["dataset"])
+    rows = artefact.splits(dataset.pop("name", ""), dataset)
+    encoded = text.encode(rows, trained.tokenizer, max_length=trained.record["max_length"])
+    if encoded.vocabulary.tokens != trained.vocabulary.tokens or encoded.labels != trained.labels:
+        raise ArtefactError(
+            f"{folder}: the data set gives {len(encoded.vocabulary):,} tokens and labels {encoded.labels[:10]}, the run "
+            f"was trained on {len(trained.vocabulary):,} and {trained.labels[:10]}: its files have changed since"
+        )
+    import jax
+
+    from jaxrnn import baselines, fit, metrics
+
+    place = devices.choose(device)
+    devices.open_cache(lambda line: None)
+    corpus = encoded.corpus
+    order = text.plain_order(getattr(corpus, split), corpus.length, ROWS)
+    with jax.default_device(place):
+        data = fit.Data(corpus.tokens, corpus.offset, corpus.target)
+        answers = jax.jit(fit.make_answers(trained.model, int(corpus.length.max())))
+        _, logits = answers(trained.params, data, order, np.int32(len(order)))
+    real = order >= 0
+    size = len(trained.vocabulary)
+    return {
+        "run": str(folder),
+        "split": split,
+        **metrics.measure(np.asarray(logits)[real], corpus.target[order[real]]),
+        "labels": trained.labels,
+        "baselines": {
+            "majority": baselines.majority(corpus, split),
+            "bag_of_words": baselines.bag_of_words(corpus, size, split),
+        },
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The same for people, with the confusion matrix: rows are the true labels."""
+    low, high = found["accuracy_ci95"]
+    lines = [
+        f"{found['run']}, {found['split']}, {found['rows']:,} rows",
+        f"  accuracy           {found['accuracy']:.4f}   95 % interval {low:.4f} - {high:.4f}",
+        f"  bag of words       {found['baselines']['bag_of_words']['accuracy']:.4f}",
+        f"  majority           {found['baselines']['majority']['accuracy']:.4f}",
+        f"  loss               {found['loss']:.4f} nats",
+        f"  F1, macro          {found['f1_macro']:.4f}",
+        f"  calibration error  {found['ece']:.4f}",
+    ]
+    width = max(8, *(len(label) + 2 for label in found["labels"]))
+    lines.append(f"\n  {'true / answered':<{width + 8}}" + "".join(f"{label:>{width}}" for label in found["labels"]))
+    for label, counts in zip(found["labels"], found["confusion"], strict=True):
+        lines.append(f"  {label:<{width + 8}}" + "".join(f"{count:>{width},}" for count in counts))
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command: -> exit code."""
+    parser = command.Parser(prog="jaxrnn-evaluate", description="Measure a trained run.")
+    parser.add_argument("run", metavar="RUN", help="a run folder, a job folder of a sweep, or latest")
+    parser.add_argument("--split", choices=("test", "valid", "train"), default="test", help="default: test")
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto", help="default: auto")
+    parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
+    given = parser.parse_args(arguments)
+    found = evaluate(given.run, given.split, given.device)
+    print(json.dumps(found, ensure_ascii=False) if given.json else table(found))
+    return 0
+
+
+def entry() -> None:
+    command.run("evaluate", main)
+
+
+if __name__ == "__main__":
+    entry()

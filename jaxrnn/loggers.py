@@ -1,0 +1,141 @@
+"""Where progress goes: name(folder, stream, epochs) -> Logger. One function per member of conf/logger/.
+
+An epoch is {"step", "epoch", "train": {"loss", "accuracy"}, "valid": {"loss", "accuracy"}, "best", "seconds"}, a logged
+step {"step", "epoch", "loss", "grad_norm"}. A run that learns from a single text has also "prediction", the
+probability of its label, and "loss_base10": -log10 of it, beside the loss in nats.
+"""
+
+import csv as table
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from jaxrnn.errors import ConfigurationError, unknown
+from jaxrnn.runs import storing
+
+LINES = 100  # a plain log has no more epoch lines than about this
+BAR = 24  # characters
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+class Logger(NamedTuple):
+    """What a place of record does with news; what it does not care for it leaves out."""
+
+    epoch: Callable[[Mapping[str, Any]], None] = _nothing
+    step: Callable[[Mapping[str, Any]], None] = _nothing
+    tick: Callable[[int, int, int, float], None] = _nothing  # epoch, updates done, updates in all, loss
+    close: Callable[[], None] = _nothing
+
+
+def single_text(train: Mapping[str, float]) -> dict[str, float]:
+    """How sure the network was of its one training text, and its loss in base 10.
+
+    >>> {k: round(v, 3) for k, v in single_text({"loss": 0.2485}).items()}
+    {'prediction': 0.78, 'loss_base10': 0.108}
+    """
+    return {"prediction": math.exp(-train["loss"]), "loss_base10": train["loss"] / math.log(10)}
+
+
+def line(record: Mapping[str, Any], epochs: int) -> str:
+    """One epoch for people."""
+    width = len(str(epochs))
+    text = f"epoch {record['epoch']:{width}d}/{epochs}"
+    if "prediction" in record:
+        text += f"  prediction {record['prediction']:.4f}"
+        return f"{text}  loss {record['train']['loss']:.4f} nats, {record['loss_base10']:.4f} in base 10"
+    for split in ("train", "valid"):
+        text += f"   {split} loss {record[split]['loss']:.4f} accuracy {record[split]['accuracy']:.4f}"
+    return f"{text}   {record['seconds']:.2f} s{'  best' if record['best'] else ''}"
+
+
+def console(folder: Path, stream: TextIO | None = None, epochs: int = 1) -> Logger:
+    """A bar on a terminal, plain lines elsewhere: never a carriage return in a file."""
+    out = sys.stdout if stream is None else stream
+    live = out.isatty()
+    every = max(1, epochs // LINES)
+    skipped: list[Mapping[str, Any]] = []
+
+    def epoch(record: Mapping[str, Any]) -> None:
+        skipped[:] = [record]
+        if record["epoch"] == 1 or record["epoch"] % every == 0:
+            show(record)
+
+    def show(record: Mapping[str, Any]) -> None:
+        skipped.clear()
+        print(("\r\033[K" if live else "") + line(record, epochs), file=out, flush=True)
+
+    def tick(epoch: int, done: int, whole: int, loss: float) -> None:
+        if live:
+            filled = BAR * done // max(whole, 1)
+            bar = "█" * filled + "·" * (BAR - filled)
+            print(f"\r\033[Kepoch {epoch}/{epochs} {bar} {done}/{whole}  loss {loss:.4f}", end="", file=out, flush=True)
+
+    def close() -> None:
+        if live:
+            print("\r\033[K", end="", file=out, flush=True)
+        for record in list(skipped):  # the last one, if it fell between two lines
+            show(record)
+
+    return Logger(epoch=epoch, tick=tick, close=close)
+
+
+def jsonl(folder: Path, stream: TextIO | None = None, epochs: int = 1) -> Logger:
+    """metrics.jsonl: every record, one JSON object per line."""
+    path = folder / "metrics.jsonl"
+    with storing(path):
+        file = path.open("a", encoding="utf-8")
+
+    def write(record: Mapping[str, Any]) -> None:
+        with storing(path):
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.flush()
+
+    return Logger(epoch=write, step=write, close=file.close)
+
+
+def csv(folder: Path, stream: TextIO | None = None, epochs: int = 1) -> Logger:
+    """metrics.csv: one row per epoch, for a spreadsheet."""
+    path = folder / "metrics.csv"
+    with storing(path):
+        file = path.open("w", encoding="utf-8", newline="")
+    rows = table.writer(file, lineterminator="\n")
+    columns = ["epoch", "step", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "seconds"]
+    started: list[bool] = []
+
+    def write(record: Mapping[str, Any]) -> None:
+        with storing(path):
+            if not started:
+                rows.writerow(columns)
+                started.append(True)
+            train, valid = record["train"], record["valid"]
+            values = (train["loss"], train["accuracy"], valid["loss"], valid["accuracy"], record["seconds"])
+            rows.writerow([record["epoch"], record["step"], *values])
+            file.flush()
+
+    return Logger(epoch=write, close=file.close)
+
+
+MEMBERS = {"console": console, "jsonl": jsonl, "csv": csv}
+
+
+def opened(names: tuple[str, ...], folder: Path, epochs: int) -> Logger:
+    """The named loggers as one; ConfigurationError lists the known ones."""
+    for name in names:
+        if name not in MEMBERS:
+            raise ConfigurationError(unknown("logger", name, MEMBERS))
+    each = [MEMBERS[name](folder, None, epochs) for name in names]
+
+    def all_of(kind: str) -> Callable[..., None]:
+        def call(*news: Any) -> None:
+            for logger in each:
+                getattr(logger, kind)(*news)
+
+        return call
+
+    return Logger(*(all_of(kind) for kind in Logger._fields))

@@ -1,0 +1,106 @@
+"""Pictures of a run, drawn without a screen: learning curves and the confusion matrix. matplotlib is imported late."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrnn.runs import storing
+
+TRAIN, VALID, BEST, GREY = "#4878a8", "#d1603d", "#2f2f2f", "#8a8a8a"
+MOST_CLASSES = 30  # of a confusion matrix whose cells are still legible
+
+
+def _figure(width: float, height: float, columns: int = 1) -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for axis in axes:
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            axis.spines[side].set_color(GREY)
+        axis.tick_params(colors="#444444", labelsize=9)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> Path:
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    return path
+
+
+def curves(records: Sequence[Mapping[str, Any]], path: Path, *, title: str = "") -> Path:
+    """Loss and accuracy of training and validation by epoch, the best epoch marked."""
+    figure, axes = _figure(9.0, 3.6, 2)
+    epochs = [record["epoch"] for record in records]
+    best = max((record["epoch"] for record in records if record["best"]), default=None)
+    marker = "o" if len(epochs) <= 30 else None
+    for axis, key, label in zip(axes, ("loss", "accuracy"), ("loss (nats)", "accuracy"), strict=True):
+        for split, colour, name in (("train", TRAIN, "training"), ("valid", VALID, "validation")):
+            values = [record[split][key] for record in records]
+            axis.plot(epochs, values, color=colour, marker=marker, markersize=3, linewidth=1.6, label=name)
+        if best is not None:
+            axis.axvline(best, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+            found = next(record for record in records if record["epoch"] == best)["valid"][key]
+            axis.plot([best], [found], "o", color=VALID, markeredgecolor=BEST, markersize=7, zorder=5)
+            axis.annotate(
+                f"best: epoch {best}, {found:.3f}",
+                (best, found),
+                xytext=(-6 if best > np.mean(epochs) else 6, 10 if key == "loss" else -16),
+                textcoords="offset points",
+                ha="right" if best > np.mean(epochs) else "left",
+                fontsize=8.5,
+                color=BEST,
+            )
+        axis.set_xlabel("epoch", fontsize=9.5)
+        axis.set_title(label, fontsize=10.5, loc="left")
+        axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+        axis.set_axisbelow(True)
+        axis.margins(x=0.03)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].set_ylim(bottom=0)
+    axes[1].set_ylim(top=min(1.02, axes[1].get_ylim()[1] + 0.02))
+    axes[0].legend(frameon=False, fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    return _save(figure, path)
+
+
+def confusion(matrix: np.ndarray, labels: Sequence[str], path: Path, *, title: str = "") -> Path:
+    """Rows: the label a text has; columns: the label it was given. Coloured by share of the row."""
+    matrix = np.asarray(matrix)
+    count = len(labels)
+    size = min(3.0 + 0.55 * count, 14.0)
+    figure, (axis,) = _figure(size + 0.6, size)
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for side in axis.spines.values():
+        side.set_visible(False)
+    axis.set_xticks(np.arange(count) - 0.5, minor=True)
+    axis.set_yticks(np.arange(count) - 0.5, minor=True)
+    axis.grid(which="minor", color="white", linewidth=2)
+    axis.tick_params(which="both", length=0)
+    if count <= MOST_CLASSES:
+        names = [label if len(label) <= 14 else label[:13] + "…" for label in labels]
+        long = count > 4 and max(map(len, names)) > 4
+        axis.set_xticks(range(count), names, rotation=45 if long else 0, ha="right" if long else "center")
+        axis.set_yticks(range(count), names)
+        small = 8.5 if count > 8 else 10
+        for row, column in np.ndindex(matrix.shape):
+            text = f"{matrix[row, column]:,}"
+            if count <= 8 and matrix[row].sum():
+                text += f"\n{share[row, column]:.1%}"
+            colour = "white" if share[row, column] > 0.55 else BEST
+            axis.text(column, row, text, ha="center", va="center", fontsize=small, color=colour)
+    axis.set_xlabel("answered", fontsize=9.5)
+    axis.set_ylabel("true", fontsize=9.5)
+    if title:
+        axis.set_title(title, fontsize=10.5, loc="left")
+    return _save(figure, path)

@@ -1,0 +1,121 @@
+"""python -m jaxrnn.predict RUN [TEXT ...] [--file F] [--json]: labels for texts, one line out for each line in.
+
+An empty text is answered from the state that nothing has moved yet, at length zero, and marked.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import BinaryIO
+
+import numpy as np
+
+from jaxrnn import artefact, command, devices, runs
+from jaxrnn.errors import ConfigurationError, DataError
+
+ROWS = 256  # texts answered at once
+
+
+def lines(stream: BinaryIO, name: str) -> Iterator[str]:
+    """The lines of a stream, cut at \\n alone, each decoded strictly; DataError names the line that is not UTF-8."""
+    for number, line in enumerate(stream, 1):
+        try:
+            yield line.decode().removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{name}, line {number}: byte {error.start + 1} is not UTF-8: {line[:40]!r}") from None
+
+
+def _at_least(count: int, floor: int = 1) -> int:
+    """The next power of two: few shapes, few compilations."""
+    return max(floor, 1 << max(count - 1, 0).bit_length())
+
+
+def predictor(trained: artefact.Loaded) -> Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]:
+    """-> texts -> probabilities [R, classes] and number of tokens [R]."""
+    import jax
+
+    from jaxrnn import metrics, text
+    from jaxrnn.types import Batch
+
+    apply = jax.jit(trained.model.apply)
+
+    def answer(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        tokens, offset = text.encode_texts(texts, trained.tokenizer, trained.vocabulary, trained.record["max_length"])
+        length = np.diff(offset)
+        rows, steps = _at_least(len(texts)), _at_least(int(length.max()), 8)
+        real = np.arange(steps) < length[:, None]
+        inputs = np.zeros((rows, steps), np.int32)
+        inputs[: len(texts)][real] = tokens
+        whole = np.zeros(rows, np.int32)
+        whole[: len(texts)] = length
+        batch = Batch(inputs, whole, np.zeros(rows, np.int32), np.ones(rows, np.float32))
+        return metrics.probabilities(np.asarray(apply(trained.params, batch))[: len(texts)]), length
+
+    return answer
+
+
+def told(text: str, p: np.ndarray, length: int, labels: Sequence[str], as_json: bool) -> str:
+    """One line of output."""
+    best = int(p.argmax())
+    if as_json:
+        found = {"text": text, "label": labels[best], "probabilities": dict(zip(labels, p.tolist(), strict=True))}
+        return json.dumps(found | ({} if length else {"empty": True}), ensure_ascii=False)
+    return f"{labels[best]}\t{p[best]:.4f}\t{text.replace(chr(10), ' ')}"
+
+
+def predict(trained: artefact.Loaded, texts: Iterable[str], rows: int = ROWS, as_json: bool = False) -> Iterator[str]:
+    """Lines of output, in the order of the texts."""
+    answer, rest, number = predictor(trained), iter(texts), 0
+    while chunk := list(islice(rest, rows)):
+        probabilities, length = answer(chunk)
+        for text, p, size in zip(chunk, probabilities, length, strict=True):
+            number += 1
+            if not size and not as_json:
+                print(f"jaxrnn.predict: text {number} is empty: answered at length zero", file=sys.stderr)
+            yield told(text, p, int(size), trained.labels, as_json)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command: -> exit code."""
+    parser = command.Parser(prog="jaxrnn-predict", description="Label texts: arguments, a file, or standard input.")
+    parser.add_argument("run", metavar="RUN", help="a run folder, a job folder of a sweep, or latest")
+    parser.add_argument("texts", metavar="TEXT", nargs="*", help="without any, and without --file: standard input")
+    parser.add_argument("--file", metavar="F", help="a file of texts, one per line")
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto", help="default: auto")
+    parser.add_argument("--json", action="store_true", help="a JSON object per line: text, label, probabilities")
+    given = parser.parse_intermixed_args(arguments)
+    if given.file is not None and given.texts:
+        raise ConfigurationError("expected texts or --file, found both")
+    devices.set_flags()
+    trained = artefact.load(runs.find(given.run))
+    import jax
+
+    devices.open_cache(lambda line: None)
+    with jax.default_device(devices.choose(given.device)):
+        rows = 1 if not given.texts and given.file is None and sys.stdin.isatty() else ROWS
+        for line in predict(trained, source(given.texts, given.file), rows, given.json):
+            print(line, flush=rows == 1)
+    return 0
+
+
+def source(texts: Sequence[str], file: str | None) -> Iterator[str]:
+    """Where the texts come from."""
+    if texts:
+        yield from texts
+    elif file is None:
+        yield from lines(sys.stdin.buffer, "standard input")
+    else:
+        try:
+            with open(file, "rb") as stream:
+                yield from lines(stream, file)
+        except OSError as error:
+            raise DataError(f"{file}: {error.strerror}") from None
+
+
+def entry() -> None:
+    command.run("predict", main)
+
+
+if __name__ == "__main__":
+    entry()

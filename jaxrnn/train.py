@@ -1,0 +1,247 @@
+"""python -m jaxrnn.train [key=value ...]: one run, or with -m a sweep.
+
+Configuration first, then data, then the run folder: a refusal before that leaves nothing behind. The test split is
+touched once, after training, with the parameters that did best on the validation split.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrnn import artefact, command, config, devices, loggers, runs
+from jaxrnn.errors import ConfigurationError
+from jaxrnn.settings import Settings
+
+EVAL_ROWS = 128  # rows of a batch that is only measured
+SHOWS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc", "--version", "--resolve")
+
+
+class Prepared(NamedTuple):
+    """What is known before the run folder is made and anything is compiled."""
+
+    encoded: Any
+    network: dict
+    model: Any
+    optimizer: Any
+    factor: Any
+    device: Any
+
+
+def prepare(settings: Settings) -> Prepared:
+    """Read and number the rows, choose the device, put the network together."""
+    from jaxrnn import text
+
+    rows = artefact.splits(settings.dataset.name, settings.dataset.settings)
+    tokenizer = artefact.tokenizer(settings.tokenizer.name, settings.tokenizer.settings)
+    encoded = text.encode(rows, tokenizer, max_length=settings.max_length)
+    device = devices.choose(settings.device.name, settings.device.count)
+    import jaxrnn
+    from jaxrnn import optimizers
+
+    network = artefact.network(settings, len(encoded.vocabulary), len(encoded.labels))
+    fixed = {k: v for k, v in settings.optimizer.settings.items() if k not in ("learning_rate", "weight_decay")}
+    optimizer = optimizers.transformation(settings.optimizer.name, **fixed)
+    factor = optimizers.schedule(settings.schedule.name)
+    return Prepared(encoded, network, jaxrnn.rnn(**network), optimizer, factor, device)
+
+
+def train(settings: Settings, folder: Path | None = None, *, loud: bool = True) -> dict[str, Any]:
+    """One run from settings to summary.json, whose content it returns, with the folder as "run"."""
+    began = time.perf_counter()
+    devices.set_flags()
+    ready = prepare(settings)
+    folder = folder or (Path(settings.directory) if settings.directory else runs.new_folder(settings.experiment))
+    runs.claim(folder, "config.yaml", config.to_yaml(settings))
+    summary: dict[str, Any] = {"status": "failed"}
+    try:
+        learn(settings, ready, folder, summary, loud)
+        summary["status"] = "completed"
+    except BaseException as error:
+        refusal = command.typed(error)
+        code, message = (refusal.code, str(refusal)) if refusal else (1, repr(error))
+        if isinstance(error, KeyboardInterrupt):
+            summary["status"], code, message = "stopped", command.code_of(error), "interrupted"
+        summary["error"] = {"code": code, "message": message}
+        raise
+    finally:
+        summary |= {"seconds": time.perf_counter() - began, "overrides": list(settings.overrides)}
+        runs.write_json(folder / "summary.json", summary)
+    return summary | {"run": str(folder)}
+
+
+def learn(settings: Settings, ready: Prepared, folder: Path, summary: dict[str, Any], loud: bool) -> None:
+    """Compile, train, save, measure, draw; `summary` is filled on the way, so that it is right wherever this ends."""
+    import jax
+
+    from jaxrnn import baselines, fit, metrics, plots, text
+
+    say = print if loud else (lambda *_: None)
+    corpus, vocabulary, labels, report = ready.encoded
+    length = corpus.length
+    cache = devices.open_cache(say)
+    runs.write(folder / "vocabulary.json", vocabulary.to_json())
+    runs.write_json(folder / "overrides.json", list(settings.overrides))
+    runs.write_json(folder / "data_report.json", report)
+    runs.write_json(folder / "environment.json", devices.environment(ready.device, cache))
+    counts = " · ".join(f"{len(getattr(corpus, split)):,} {split}" for split in ("train", "valid", "test"))
+    say(f"data: {settings.dataset.name}, {counts} rows, {len(vocabulary):,} tokens, {len(labels)} classes")
+
+    steps = math.ceil(len(corpus.train) / settings.batch_size)
+    updates = min(steps * settings.epochs, settings.max_steps or steps * settings.epochs)
+    orders = {s: text.plain_order(getattr(corpus, s), length, EVAL_ROWS) for s in ("valid", "test")}
+    programs = fit.build(
+        ready.model,
+        ready.optimizer,
+        ready.factor,
+        corpus,
+        order=(steps, settings.batch_size),
+        eval_order=(max(map(len, orders.values())), EVAL_ROWS),
+        max_length=int(length.max()),
+        device=ready.device,
+    )
+    summary |= {"device": devices.described(ready.device), "compile_seconds": programs.compile_seconds}
+    template = jax.eval_shape(lambda: ready.model.init(jax.random.key(0)))
+    summary |= {"parameters": sum(leaf.size for leaf in jax.tree.leaves(template)), "steps": 0}
+    say(f"device: {summary['device']}; {programs.count} programs compiled in {programs.compile_seconds:.2f} s")
+    say(f"network: {network_line(settings)}, {summary['parameters']:,} parameters")
+
+    log = loggers.opened(tuple(n for n in settings.logger if loud or n != "console"), folder, settings.epochs)
+    reports = fit.fit(
+        programs,
+        hyper(settings, updates),
+        lambda epoch: text.order(corpus.train, length, settings.batch_size, settings.seed, epoch),
+        orders["valid"],
+        seed=settings.seed,
+        epochs=settings.epochs,
+        patience=settings.patience,
+        max_steps=settings.max_steps,
+        init_scale=settings.init_scale,
+    )
+    records, best = [], None
+    rows_seen = update_seconds = 0.0
+    try:
+        for now in reports:
+            rows_seen += float(now.log.weight.sum())
+            tell_steps(log, now, settings.log_every_steps)
+            summary["steps"] = now.step
+            if now.valid is None:
+                log.tick(now.epoch, now.batch, steps, float(now.log.loss[-1]))
+                continue
+            update_seconds += now.seconds
+            record = {"step": now.step, "epoch": now.epoch, "train": now.train, "valid": now.valid}
+            record |= {"best": now.best, "seconds": now.seconds}
+            records.append(record | (loggers.single_text(now.train) if len(corpus.train) == 1 else {}))
+            log.epoch(records[-1])
+            if now.best:
+                best = runs.flat(now.state.params)
+                summary |= {"best_epoch": now.epoch, "valid": now.valid}
+    finally:
+        log.close()
+        if best is not None:
+            record = artefact.record(settings, ready.network, labels)
+            runs.save_model(folder, runs.Saved(record, best, vocabulary.to_json()))
+    summary["examples_per_second"] = rows_seen / max(update_seconds, 1e-9)
+    summary["tokens_per_second"] = summary["examples_per_second"] * float(length[corpus.train].mean())
+
+    params = runs.filled(template, best, "the best parameters")
+    found, logits = fit.logits(programs, params, orders["test"])
+    summary["test"] = metrics.measure(logits, corpus.target[found]) | {"labels": labels}
+    summary["baselines"] = {
+        "majority": baselines.majority(corpus),
+        "bag_of_words": baselines.bag_of_words(corpus, len(vocabulary)),
+    }
+    title = f"{settings.dataset.name}: {network_line(settings)}"
+    plots.curves(records, folder / "plots" / "curves.png", title=title)
+    matrix = np.array(summary["test"]["confusion"])
+    plots.confusion(matrix, labels, folder / "plots" / "confusion.png", title="test")
+    say(results(summary))
+
+
+def hyper(settings: Settings, updates: int) -> Any:
+    """The numbers of training as the compiled step takes them; off is infinite."""
+    from jaxrnn.types import Hyper
+
+    return Hyper(
+        learning_rate=settings.optimizer.learning_rate,
+        weight_decay=settings.optimizer.weight_decay,
+        clip_global_norm=settings.clip_global_norm or math.inf,
+        clip_value=settings.clip_value or math.inf,
+        dropout_rate=settings.dropout_rate,
+        word_dropout_rate=settings.word_dropout_rate,
+        warmup_steps=settings.schedule.warmup_steps,
+        decay_steps=updates,
+        final_fraction=settings.schedule.settings.get("final_fraction", 0.0),
+    )
+
+
+def tell_steps(log: loggers.Logger, now: Any, every: int | None) -> None:
+    """Every so many updates: one record each."""
+    first = now.step - len(now.log.loss) + 1
+    for at in range(len(now.log.loss)) if every else ():
+        if (first + at) % every == 0:
+            loss, norm = float(now.log.loss[at]), float(now.log.grad_norm[at])
+            log.step({"step": first + at, "epoch": now.epoch, "loss": loss, "grad_norm": norm})
+
+
+def network_line(settings: Settings) -> str:
+    """vanilla tanh 64, last, softmax"""
+    cell = settings.cell.name + (f" {settings.activation.name}" if settings.cell.name == "vanilla" else "")
+    size = f"{settings.layers} x {settings.hidden_size}" if settings.layers > 1 else f"{settings.hidden_size}"
+    ways = ", bidirectional" if settings.bidirectional else ""
+    return f"{cell} {size}{ways}, {settings.head.name}, {settings.output.name}"
+
+
+def results(summary: dict[str, Any]) -> str:
+    """The table at the end: the network on the test split, beside what it must beat."""
+    test = summary["test"]
+    low, high = test["accuracy_ci95"]
+    lines = [
+        "",
+        f"test, {test['rows']:,} rows     accuracy   95 % interval",
+        f"  {'network':<18}  {test['accuracy']:.4f}    {low:.4f} - {high:.4f}",
+        f"  {'bag of words':<18}  {summary['baselines']['bag_of_words']['accuracy']:.4f}",
+        f"  {'majority':<18}  {summary['baselines']['majority']['accuracy']:.4f}",
+        f"  loss {test['loss']:.4f}   F1 {test['f1_macro']:.4f}   calibration error {test['ece']:.4f}   "
+        f"best epoch {summary['best_epoch']}   {summary['tokens_per_second']:,.0f} tokens/s",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command: -> exit code."""
+    if any(argument.partition("=")[0] == "--experimental-rerun" for argument in arguments):
+        raise ConfigurationError("--experimental-rerun reads a pickle, which can run code: give the overrides instead")
+    if any(argument.partition("=")[0] in SHOWS for argument in arguments):
+        return config.show()
+    parser = command.Parser(prog="jaxrnn-train", add_help=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--run", "-r", action="store_true")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--config-dir", "-cd")
+    given = parser.parse_intermixed_args(arguments)
+    if given.help:
+        from jaxrnn import usage
+
+        print(usage.text())
+        return 0
+    if given.multirun:
+        from jaxrnn.sweep import sweep
+
+        return sweep(*config.sweep(given.overrides, config_dir=given.config_dir))
+    summary = train(config.compose(given.overrides, config_dir=given.config_dir))
+    print(f"run: {summary['run']}", flush=True)
+    return 0
+
+
+def entry() -> None:
+    command.run("train", main)
+
+
+if __name__ == "__main__":
+    entry()
