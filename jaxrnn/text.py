@@ -6,25 +6,28 @@ A text becomes tokens, a token its place in the vocabulary: 0 padding, 1 unknown
 
 import re
 from array import array
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from .data import Splits
+from .data.splitting import check_classes, share_out, sorted_labels
 from .errors import DataError
 from .types import Corpus
 from .vocabulary import END, LARGEST, PADDING, UNKNOWN, Vocabulary
 
 LONGEST = 200  # characters; a longer token never enters a vocabulary
 CHUNK = 1 << 21  # tokens handled at once where a whole corpus would need a second copy
+MEMORY = 400_000  # pieces of text whose ids are kept while reading: about 80 MB
+WIDTH = array("i").itemsize
+ONE_UNKNOWN = array("i", [1]).tobytes()
+MOST_CLASSES = 10_000
 POOL = 50  # batches sorted by length together: 4 % padding on SST-2 sentences, 63 % without
 
 WORD = re.compile(
     r"""
-    [a-z]{2,}+(?=[\s,!?;:)]|\Z)                               # the short way, for most words
-  | (?:[^\W\d_]\.){2,} | [b-hj-z]\.(?=\s+\S)                  # u.s.  j.  (but not the end of "so am i.")
+    (?:[^\W\d_]\.){2,} | \b[b-hj-z]\.(?!\w)                   # u.s.  j.  (but not the end of "so am i.")
   | (?:mr|mrs|ms|dr|jr|sr|st|vs|inc|bros|etc)\.
   | n't\b | '(?:s|m|re|ve|ll|d|em|\d0s)\b                     # contractions that stand apart already
   | \w+?(?=n't\b)                                             # is|n't
@@ -36,13 +39,18 @@ WORD = re.compile(
 
 
 class Tokenizer(NamedTuple):
-    """How a text is cut, and how much of what it is cut into is learned."""
+    """How a text is cut, first into pieces, then each piece by itself; and how much of it is learned."""
 
     name: str
-    split: Callable[[str], list[str]]
+    pieces: Callable[[str], list[str]]  # the quick half: what recurs is cut once
+    cut: Callable[[str], list[str]]
     end: bool = False  # every text closes with one more token
     size: int | None = None  # most tokens of a vocabulary, reserved ones included
     min_count: int = 1  # rarer tokens of the training split are unknown
+
+    def split(self, text: str) -> list[str]:
+        """The tokens of a text, without an end."""
+        return [token for piece in self.pieces(text) for token in self.cut(piece)]
 
 
 def words(*, lower: bool = True, end: bool = False, size: int | None = None, min_count: int = 1) -> Tokenizer:
@@ -52,22 +60,28 @@ def words(*, lower: bool = True, end: bool = False, size: int | None = None, min
     ['i', "'m", 'not', 'happy', ':', 'it', 'is', "n't", 'good', '!']
     """
 
-    def split(text: str) -> list[str]:
-        return WORD.findall(clean(text).lower() if lower else clean(text))
+    def pieces(text: str) -> list[str]:
+        return clean(text).lower().split() if lower else clean(text).split()
 
-    return Tokenizer("words", split, end, size, min_count)
+    return Tokenizer("words", pieces, WORD.findall, end, size, min_count)
 
 
 def characters(*, lower: bool = False, end: bool = False, size: int | None = None, min_count: int = 1) -> Tokenizer:
     """One token per character (code point)."""
     return Tokenizer(
-        "characters", lambda text: list(clean(text).lower() if lower else clean(text)), end, size, min_count
+        "characters", lambda text: list(clean(text).lower() if lower else clean(text)), _itself, end, size, min_count
     )
 
 
 def bytes(*, end: bool = False, size: int | None = None, min_count: int = 1) -> Tokenizer:
     """One token per UTF-8 byte, written as two hexadecimal digits."""
-    return Tokenizer("bytes", lambda text: text.encode("utf-8", "replace").hex(" ").split(), end, size, min_count)
+    return Tokenizer(
+        "bytes", lambda text: text.encode("utf-8", "replace").hex(" ").split(), _itself, end, size, min_count
+    )
+
+
+def _itself(piece: str) -> list[str]:
+    return [piece]
 
 
 TOKENIZERS = {"words": words, "characters": characters, "bytes": bytes}
@@ -76,6 +90,28 @@ TOKENIZERS = {"words": words, "characters": characters, "bytes": bytes}
 def clean(text: str) -> str:
     """NUL becomes the replacement character: no file of ours may hold one."""
     return text.replace("\0", "\ufffd") if "\0" in text else text
+
+
+class Numbers(dict):
+    """Numbers what it is asked for, in the order of asking."""
+
+    def __missing__(self, key: str) -> int:
+        number = self[key] = len(self)
+        return number
+
+
+class Cut(dict):
+    """piece -> the bytes of its provisional ids; remembers the first MEMORY short pieces."""
+
+    def __init__(self, cut: Callable[[str], list[str]], numbers: Numbers):
+        super().__init__()
+        self._cut, self._numbers = cut, numbers
+
+    def __missing__(self, piece: str):
+        ids = array("i", map(self._numbers.__getitem__, self._cut(piece))).tobytes()
+        if len(self) < MEMORY and len(piece) <= LONGEST:
+            self[piece] = ids
+        return ids
 
 
 class Encoded(NamedTuple):
@@ -105,7 +141,7 @@ def encode(
     holds the tokens that the training rows have `min_count` times, at most `size` with the reserved ones.
     Raises DataError for an empty split, fewer than two classes, a label that training has not, too many tokens.
     """
-    limit = max_length if max_length is not None else 1 << 31
+    limit = WIDTH * ((1 << 31 if max_length is None else max_length) - tokenizer.end)
     seed = splits.seed if seed is None else seed
     shares = (
         splits.valid_share if valid_share is None else valid_share,
@@ -114,10 +150,8 @@ def encode(
     size = tokenizer.size if size is None else size
     min_count = tokenizer.min_count if min_count is None else min_count
     reserved = (PADDING, UNKNOWN, END) if tokenizer.end else (PADDING, UNKNOWN)
-    provisional: defaultdict[str, int] = defaultdict(None, {token: number for number, token in enumerate(reserved)})
-    provisional.default_factory = provisional.__len__
-    classes: defaultdict[str, int] = defaultdict(None)
-    classes.default_factory = classes.__len__
+    provisional = Numbers({token: number for number, token in enumerate(reserved)})
+    classes, cut = Numbers(), Cut(tokenizer.cut, provisional)
     tokens, offset, target = array("i"), array("i", [0]), array("i")
     report: dict = {"rows": {}, "cut": 0, "empty": 0}
     given: dict[str, np.ndarray] = {}
@@ -126,14 +160,14 @@ def encode(
             continue
         first = len(target)
         for text, label in rows:
-            found = tokenizer.split(text)
+            found = b"".join(map(cut.__getitem__, tokenizer.pieces(text)))
             if not found:
                 report["empty"] += 1
-                found = [UNKNOWN]
-            if len(found) + tokenizer.end > limit:
+                found = ONE_UNKNOWN
+            if len(found) > limit:
                 report["cut"] += 1
-                del found[limit - tokenizer.end :]
-            tokens.extend(map(provisional.__getitem__, found))
+                found = found[:limit]
+            tokens.frombytes(found)
             if tokenizer.end:
                 tokens.append(2)
             if len(tokens) >= 1 << 31:
@@ -143,8 +177,13 @@ def encode(
         given[name] = np.arange(first, len(target), dtype=np.int32)
         if not len(given[name]):
             raise DataError(f"the {name} split is empty, expected at least one row")
+    if len(classes) > MOST_CLASSES:
+        raise DataError(
+            f"{len(classes):,} different labels, expected at most {MOST_CLASSES:,}; is it the right column?"
+        )
     names = sorted_labels(classes)
-    place = np.array([names.index(label) for label in classes], np.int32)
+    class_of = {label: number for number, label in enumerate(names)}
+    place = np.array([class_of[label] for label in classes], np.int32)
     corpus = Corpus(
         np.frombuffer(tokens, np.int32),
         np.frombuffer(offset, np.int32),
@@ -163,54 +202,6 @@ def encode(
         report.setdefault("unknown_share", {})[name] = unknown_share(corpus, rows)
     report["tokens"], report["vocabulary"] = len(corpus.tokens), len(vocabulary)
     return Encoded(corpus, vocabulary, names, report)
-
-
-def sorted_labels(labels: Iterable[str]) -> list[str]:
-    """Alphabetically; numerically where every label is a number."""
-    labels = list(labels)
-    try:
-        return sorted(labels, key=lambda label: (float(label), label))
-    except ValueError:
-        return sorted(labels)
-
-
-def share_out(given: dict, target: np.ndarray, shares: tuple[float, float], seed: int) -> list[np.ndarray]:
-    """Row numbers of train, valid and test; what is not given is drawn from train, each class by its share."""
-    pool, taken = given["train"], {}
-    draw = np.argsort(np.random.Philox(key=seed).random_raw(len(pool)), kind="stable")
-    shuffled = pool[draw[np.argsort(target[pool][draw], kind="stable")]]  # by class, at random within
-    count = np.bincount(target[pool])
-    position = np.arange(len(pool)) - np.repeat(np.cumsum(count) - count, count)  # place within the class
-    start = np.zeros_like(count)
-    for name, share in zip(("valid", "test"), shares, strict=True):
-        if name not in given:
-            stop = start + np.floor(share * count + 0.5).astype(count.dtype)
-            mine = (position >= np.repeat(start, count)) & (position < np.repeat(stop, count))
-            taken[name], start = np.sort(shuffled[mine]), stop
-    taken["train"] = np.sort(shuffled[position >= np.repeat(start, count)])
-    rows = [taken.get(name, given.get(name)) for name in ("train", "valid", "test")]
-    for name, part in zip(("train", "valid", "test"), rows, strict=True):
-        if not len(part):
-            raise DataError(
-                f"the {name} split is empty: {len(pool)} rows are too few to split; give dataset.{name}_path or more rows"
-            )
-    return rows
-
-
-def check_classes(corpus: Corpus, names: list[str]) -> None:
-    """Raises DataError unless training has two classes or more, and all that the other splits have."""
-    known = np.bincount(corpus.target[corpus.train], minlength=len(names)) > 0
-    if known.sum() < 2:
-        only = names[int(np.argmax(known))]
-        raise DataError(f"expected two or more classes in the training rows, found one: {only!r:.80}")
-    for name in ("valid", "test"):
-        strange = np.unique(corpus.target[getattr(corpus, name)])
-        strange = [names[number] for number in strange if not known[number]]
-        if strange:
-            raise DataError(
-                f"labels in the {name} split that training has not: {', '.join(map(repr, strange[:10]))}"
-                f"; training has {', '.join(repr(names[number]) for number in np.flatnonzero(known)[:10])}"
-            )
 
 
 def chunks(corpus: Corpus, rows: np.ndarray) -> Iterable[np.ndarray]:

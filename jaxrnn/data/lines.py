@@ -122,8 +122,8 @@ def _decode(path: Path, line: bytes, encoding: str, number: int, offset: int) ->
     except UnicodeError as error:
         place = getattr(error, "start", 0)
         raise DataError(
-            f"{path}: line {number}, byte {offset + place:,} of the file ({line[place : place + 1]!r}) is not {encoding}; "
-            "correct it, or set dataset.encoding"
+            f"{path}: line {number}, byte {offset + place:,} of the file ({line[place : place + 1]!r}) is not "
+            f"{encoding}; correct it, or set dataset.encoding"
         ) from None
 
 

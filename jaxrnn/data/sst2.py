@@ -1,8 +1,8 @@
 """SST-2, sentences of film reviews, positive or negative (Socher et al. 2013; as in GLUE, Wang et al. 2018).
 
 Training rows are the 67,349 phrases of GLUE or the 6,920 whole sentences; 872 sentences validate and 1,821 test either
-way. GLUE writes ( ) / * where the sentence files write -lrb- -rrb- \\/ \\*: all of them are written as GLUE does, so that
-one vocabulary serves both. As published: 66,978 of the phrases differ, 5 have both labels, and two of the test
+way. GLUE writes ( ) / * where the sentence files write -lrb- -rrb- \\/ \\*: all are written as GLUE does, so that one
+vocabulary serves both. As published: 66,978 of the phrases differ, 5 have both labels, and two of the test
 sentences also occur in training ("no. .", "what 's next ?").
 """
 
