@@ -68,7 +68,7 @@ def accuracy_ci95(right: int, rows: int) -> tuple[float, float]:
     share, square = right / rows, Z95**2
     middle = (share + square / (2 * rows)) / (1 + square / rows)
     half = Z95 / (1 + square / rows) * np.sqrt(share * (1 - share) / rows + square / (4 * rows**2))
-    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+    return max(0.0, min(share, float(middle - half))), min(1.0, max(share, float(middle + half)))  # rounding
 
 
 def ece(logits: np.ndarray, target: np.ndarray, bins: int = BINS) -> float:

@@ -1,0 +1,111 @@
+"""Metrics and baselines against slow, obvious versions, and at the edges of float64."""
+
+import math
+
+import numpy as np
+import pytest
+
+from jaxrnn import baselines, metrics
+from jaxrnn.types import Corpus
+
+
+def drawn(classes, rows=200, seed=0):
+    generator = np.random.default_rng(seed)
+    return 3 * generator.normal(size=(rows, classes)), generator.integers(0, max(2, classes), rows)
+
+
+def slow_probabilities(row):
+    if len(row) == 1:
+        p = 1 / (1 + math.exp(-row[0]))
+        return [1 - p, p]
+    total = sum(math.exp(s) for s in row)
+    return [math.exp(s) / total for s in row]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 7])
+def test_metrics_equal_the_slow_versions(classes):
+    logits, target = drawn(classes)
+    p = np.array([slow_probabilities(row) for row in logits])
+    answers = p.argmax(axis=1)
+    np.testing.assert_allclose(metrics.probabilities(logits), p, rtol=1e-12)
+    assert metrics.loss(logits, target) == pytest.approx(-np.mean([math.log(p[r, c]) for r, c in enumerate(target)]))
+    assert metrics.accuracy(logits, target) == np.mean(answers == target)
+    counts = [[sum((target == t) & (answers == a)) for a in range(max(2, classes))] for t in range(max(2, classes))]
+    assert metrics.confusion(logits, target).tolist() == counts
+    scores = []
+    for c in range(max(2, classes)):
+        hit, said, there = sum((answers == c) & (target == c)), sum(answers == c), sum(target == c)
+        scores.append(2 * hit / (said + there))
+    assert metrics.f1_macro(logits, target) == pytest.approx(np.mean(scores))
+    gap = 0.0
+    for b in range(15):
+        inside = [r for r in range(len(p)) if b / 15 < p[r].max() <= (b + 1) / 15]
+        if inside:
+            right = np.mean([answers[r] == target[r] for r in inside])
+            gap += len(inside) / len(p) * abs(right - np.mean([p[r].max() for r in inside]))
+    assert metrics.ece(logits, target) == pytest.approx(gap)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5])
+def test_metrics_are_finite_at_any_logit(classes):
+    logits = np.zeros((4, classes), np.float32)
+    logits[:, -1] = [1e30, -1e30, 3e38, 0.0]
+    target = np.array([0, 1, 1, 0])
+    found = metrics.measure(logits, target)
+    assert all(np.isfinite(found[key]).all() for key in found)
+    np.testing.assert_allclose(metrics.probabilities(logits).sum(axis=1), 1.0)
+
+
+def test_a_sigmoid_is_a_softmax_over_zero_and_its_logit():
+    logits, target = drawn(1)
+    both = np.concatenate([np.zeros_like(logits), logits], axis=1)
+    one, other = metrics.measure(logits, target), metrics.measure(both, target)
+    assert one.keys() == other.keys()
+    assert all(np.allclose(one[key], other[key]) for key in one)
+
+
+def test_the_wilson_interval_stays_within_zero_and_one_and_holds_the_share():
+    for rows in (1, 7, 1821):
+        for right in (0, rows // 2, rows):
+            low, high = metrics.accuracy_ci95(right, rows)
+            assert 0.0 <= low <= right / rows <= high <= 1.0
+    assert metrics.accuracy_ci95(0, 10) == pytest.approx((0.0, 0.2775327998628892))
+
+
+def test_a_measurement_of_no_rows_is_refused():
+    with pytest.raises(ValueError, match="at least one row"):
+        metrics.measure(np.zeros((0, 2)), np.zeros(0, int))
+
+
+def corpus(rows, target, train, test):
+    tokens = np.array([token for row in rows for token in row], np.int32)
+    offset = np.cumsum([0, *map(len, rows)]).astype(np.int32)
+    train, test = np.array(train, np.int32), np.array(test, np.int32)
+    return Corpus(tokens, offset, np.array(target, np.int32), train, test, test)
+
+
+def test_the_bag_of_words_is_naive_bayes_on_presence(monkeypatch):
+    generator = np.random.default_rng(3)
+    size, classes = 12, 3
+    target = generator.integers(0, classes, 90)
+    rows = [generator.integers(1 + c, size, generator.integers(1, 9)).tolist() for c in target]
+    data = corpus(rows, target, range(60), range(60, 90))
+    right = 0
+    for r in data.test:
+        scores = []
+        for c in range(classes):
+            mine = [set(rows[t]) - {0, 1} for t in data.train if target[t] == c]
+            count = {v: 1 + sum(v in row for row in mine) for v in range(2, size)}
+            scores.append(
+                math.log(len(mine) / 60)
+                + sum(math.log(count[v] / sum(count.values())) for v in sorted(set(rows[r]) - {0, 1}))
+            )
+        right += int(np.argmax(scores)) == target[r]
+    assert baselines.bag_of_words(data, size) == {"accuracy": right / 30}
+    monkeypatch.setattr(baselines, "CHUNK", 7)
+    assert baselines.bag_of_words(data, size) == {"accuracy": right / 30}
+
+
+def test_the_majority_is_that_of_training():
+    data = corpus([[2]] * 6, [0, 1, 1, 0, 0, 1], [0, 1, 2], [3, 4, 5])
+    assert baselines.majority(data) == {"accuracy": pytest.approx(1 / 3)}
