@@ -75,4 +75,4 @@ class Vocabulary:
             )
         if len(set(tokens)) < len(tokens):
             raise ArtefactError("vocabulary: a token stands twice")
-        return cls(tuple(tokens))
+        return cls(tuple(token for token in tokens if token is not None))  # none is: every id is taken

@@ -6,7 +6,8 @@ asked for, and again each time they are asked for. Lines that are empty are no r
 
 import codecs
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from ..errors import ConfigurationError, DataError, unknown
@@ -53,7 +54,7 @@ def files(
     except (LookupError, UnicodeError, TypeError, ValueError):
         raise ConfigurationError(f"dataset.encoding={encoding!r}: expected one that Python knows, as utf-8") from None
     limits = Limits(encoding, 1 << 40 if max_characters is None else max_characters, max_ratio, max_gigabytes)
-    places = parts(Path(path)) | {
+    places = parts(Path(str(path))) | {
         name: Path(place) for name, place in (("valid", valid_path), ("test", test_path)) if place is not None
     }
     rows = {name: reader(place, text, label, limits) for name, place in places.items()}
@@ -152,10 +153,10 @@ def _quoted(path: Path, number: int, line: str, source: Iterator, limits: Limits
                     f"{limits.max_characters:,} characters; is a closing quote missing?"
                 )
             if stop < 0:
-                _, line = next(source, (0, None))
-                if line is None:
+                following = next(source, None)
+                if following is None:
                     raise DataError(f"{path}: line {number}: a quote opens that never closes")
-                at = 0
+                line, at = following[1], 0
             elif line[stop + 1 : stop + 2] == '"':
                 pieces.append('"')
                 at = stop + 2
@@ -181,7 +182,9 @@ def _columns(read: Callable) -> Callable:
         columns = [name.strip() for name in first[1]]
         for key, name in (("text", text), ("label", label)):
             if columns.count(name) != 1:
-                problem = unknown("column", name, columns) if name not in columns else f"column {name!r} stands twice"
+                problem = (
+                    unknown("column", name, _shown(columns)) if name not in columns else f"column {name!r} stands twice"
+                )
                 raise DataError(f"{path}: {problem}; set dataset.{key}")
         at_text, at_label, wide = columns.index(text), columns.index(label), len(columns)
         for number, fields in source:
@@ -207,7 +210,7 @@ def json_records(path: Path, text: str, label: str, limits: Limits) -> Iterator[
             raise DataError(f"{path}: line {number}: expected a JSON object, found {line!r:.40}")
         for key, name in (("text", text), ("label", label)):
             if name not in row:
-                raise DataError(f"{path}: line {number}: {unknown('key', name, row)}; set dataset.{key}")
+                raise DataError(f"{path}: line {number}: {unknown('key', name, _shown(row))}; set dataset.{key}")
         found, name = row[text], row[label]
         name = json.dumps(name) if isinstance(name, (int, float)) else name
         if not isinstance(found, str) or not _sound(found):
@@ -216,6 +219,11 @@ def json_records(path: Path, text: str, label: str, limits: Limits) -> Iterator[
             yield number, None, None, f"a {label!r} that is no text or number"
         else:
             yield number, found, name.strip(), None
+
+
+def _shown(names: Iterable[str]) -> list[str]:
+    """Names for a message: a file that is no table may have a long one, or many."""
+    return [name[:40] for name in islice(names, 40)]
 
 
 def _sound(text: str) -> bool:

@@ -57,28 +57,31 @@ def phrases(*, train_rows: int = 4000, valid_rows: int = 400, test_rows: int = 1
     than the grammar has.
     """
     wanted = {"train": train_rows, "valid": valid_rows, "test": test_rows}
-    for split, rows in wanted.items():
-        if rows < 2 or rows % 2:
-            raise ConfigurationError(f"dataset.{split}_rows={rows!r}: expected an even number of at least 2")
+    for split, many in wanted.items():
+        if many < 2 or many % 2:
+            raise ConfigurationError(f"dataset.{split}_rows={many!r}: expected an even number of at least 2")
     if not 0 <= seed < 2**63:
         raise ConfigurationError(f"dataset.seed={seed!r}: expected 0 or more")
     draw, seen = Draw(seed), set()
-    found = {(split, label): [] for split in wanted for label in LABELS}
-    for _ in range(TRIES * sum(wanted.values())):
+    found: dict[tuple[str, str], list[tuple[str, str]]] = {(split, label): [] for split in wanted for label in LABELS}
+    missing = sum(wanted.values())
+    for _ in range(TRIES * missing):
         composition, text, sign = sentence(draw)
         split, label = deal(composition, seed, wanted), LABELS[sign]
         rows = found[split, label]
         if text not in seen and len(rows) < wanted[split] // 2:
             seen.add(text)
             rows.append((text, label))
-            if all(len(rows) == wanted[split] // 2 for (split, _), rows in found.items()):
+            missing -= 1
+            if not missing:
                 break
     for (split, label), rows in found.items():
         if len(rows) < wanted[split] // 2:
             raise ConfigurationError(
                 f"dataset.{split}_rows={wanted[split]}: the grammar gave {len(rows)} {label} sentences, ask for fewer"
             )
-    return Splits(*(found[split, "bad"] + found[split, "good"] for split in wanted))
+    train, valid, test = (found[split, "bad"] + found[split, "good"] for split in wanted)
+    return Splits(train, valid, test)
 
 
 def deal(composition: tuple, seed: int, wanted: dict[str, int]) -> str:

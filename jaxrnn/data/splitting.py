@@ -19,9 +19,11 @@ def sorted_labels(labels: Iterable[str]) -> list[str]:
     return labels if any(map(math.isnan, numbers)) else sorted(labels, key=float)
 
 
-def share_out(given: dict, target: np.ndarray, shares: tuple[float, float], seed: int) -> list[np.ndarray]:
+def share_out(
+    given: dict[str, np.ndarray], target: np.ndarray, shares: tuple[float, float], seed: int
+) -> list[np.ndarray]:
     """Row numbers of train, valid and test; what is not given is drawn from train, each class by its share."""
-    pool, taken = given["train"], {}
+    pool, taken = given["train"], dict(given)
     draw = np.argsort(np.random.Philox(key=seed).random_raw(len(pool)), kind="stable")
     shuffled = pool[draw[np.argsort(target[pool][draw], kind="stable")]]  # by class, at random within
     count = np.bincount(target[pool])
@@ -33,7 +35,7 @@ def share_out(given: dict, target: np.ndarray, shares: tuple[float, float], seed
             mine = (position >= np.repeat(start, count)) & (position < np.repeat(stop, count))
             taken[name], start = np.sort(shuffled[mine]), stop
     taken["train"] = np.sort(shuffled[position >= np.repeat(start, count)])
-    rows = [taken.get(name, given.get(name)) for name in ("train", "valid", "test")]
+    rows = [taken[name] for name in ("train", "valid", "test")]
     for name, part in zip(("train", "valid", "test"), rows, strict=True):
         if not len(part):
             raise DataError(
@@ -50,8 +52,8 @@ def check_classes(corpus: Corpus, names: list[str]) -> None:
         only = names[int(np.argmax(known))]
         raise DataError(f"expected two or more classes in the training rows, found one: {only!r:.80}")
     for name in ("valid", "test"):
-        strange = np.unique(corpus.target[getattr(corpus, name)])
-        strange = [names[number] for number in strange if not known[number]]
+        there = np.unique(corpus.target[getattr(corpus, name)])
+        strange = [names[number] for number in there if not known[number]]
         if strange:
             raise DataError(
                 f"labels in the {name} split that training has not: {', '.join(map(repr, strange[:10]))}"

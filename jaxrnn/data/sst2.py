@@ -87,7 +87,7 @@ def sst2(*, root: str | None = None, train: str = "phrases") -> Splits:
     """
     if train not in ("phrases", "sentences"):
         raise ConfigurationError(f"dataset.train: {unknown('training rows', train, ('phrases', 'sentences'))}")
-    return Splits(*(rows(SOURCES[name], root) for name in (train, "valid", "test")))
+    return Splits(rows(SOURCES[train], root), rows(SOURCES["valid"], root), rows(SOURCES["test"], root))
 
 
 def rows(source: Source, root: str | None) -> list[tuple[str, str]]:
