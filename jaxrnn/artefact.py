@@ -99,7 +99,7 @@ def load(run: Any) -> Loaded:
             raise ArtefactError(f"{where / 'model.json'}: expected {key!r}, {kind.__name__}")
     strange = sorted(set(saved.settings) - set(KEYS))
     if strange or saved.settings["format"] != FORMAT:
-        raise ArtefactError(f"{where / 'model.json'}: not of format {FORMAT}{', unknown keys ' + str(strange) if strange else ''}")
+        raise ArtefactError(f"{where / 'model.json'}: expected format {FORMAT} and no keys but {', '.join(KEYS)}")
     vocabulary = Vocabulary.from_json(saved.vocabulary)
     labels, built = saved.settings["labels"], saved.settings["network"]
     if built.get("vocabulary_size") != len(vocabulary) or built.get("classes") != len(labels):

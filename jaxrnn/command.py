@@ -1,6 +1,6 @@
 """The one exit point of every command: typed refusals become exit codes, everything else keeps its traceback.
 
-0 ok, 2 configuration, 3 data, 4 numerical, 5 artefact, 6 busy, 7 storage, 8 memory, 130 and 143 interrupted; 1 is a bug.
+0 ok, 2 configuration, 3 data, 4 numerical, 5 artefact, 6 busy, 7 storage, 8 memory, 130 and 143 interrupted; 1: a bug.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""From a command line to Settings: Hydra composes conf/, `settings.build` checks. Every refusal is a ConfigurationError.
+"""From a command line to Settings: Hydra composes conf/, `settings.build` checks. All refusals are ConfigurationErrors.
 
 Only Hydra's `compose` is used, never its launcher: nothing is created on disk, no logging is configured and a failure
 is an exception, not an exit. Hydra is imported late, since --help does without it.

@@ -7,7 +7,7 @@ import os
 import platform
 import stat
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,20 +72,26 @@ def open_cache(say: Callable[[str], None]) -> Path | None:
     return folder
 
 
-def choose(name: str, count: int | None = 1) -> Any:
-    """The jax device of that name, "auto" for the first there is; ConfigurationError lists what is there instead."""
+def choose(name: str, count: int | None = 1) -> list[Any]:
+    """`count` jax devices of that name, all of them for None; "auto" is the best kind there is.
+
+    Several on a CPU are parts of it that jax makes when asked before its first use. ConfigurationError lists what is
+    there instead.
+    """
     import jax
 
     if name == "cpu":
         jax.config.update("jax_platforms", "cpu")  # a GPU beside it is not even opened
     try:
+        if count is not None and count > 1 and jax.config.jax_num_cpu_devices < count:
+            jax.config.update("jax_num_cpu_devices", count)
         devices = jax.devices() if name == "auto" else jax.devices(name)
     except RuntimeError as error:
         raise ConfigurationError(f"device={name}: {_there(error)}") from None
     if count is not None and count > len(devices):
         found = ", ".join(map(str, devices))
         raise ConfigurationError(f"device.count={count}: expected at most {len(devices)}, there is: {found}")
-    return devices[0]
+    return devices[:count]
 
 
 def _there(error: RuntimeError) -> str:
@@ -94,26 +100,27 @@ def _there(error: RuntimeError) -> str:
     platforms = os.environ.get("JAX_PLATFORMS")
     asked = f" (JAX_PLATFORMS={platforms} hides all others)" if platforms else ""
     try:
-        found = ", ".join(f"{device.platform} ({device.device_kind})" for device in jax.devices())
+        found = ", ".join(described([device]) for device in jax.devices())
     except RuntimeError:
         return str(error).partition("\n")[0]
     return f"no such device here; there is: {found}{asked}"
 
 
-def described(device: Any) -> str:
-    """cpu, or gpu (NVIDIA H200)."""
-    kind = device.device_kind
-    return device.platform if kind == device.platform else f"{device.platform} ({kind})"
+def described(devices: Sequence[Any]) -> str:
+    """cpu, or gpu (NVIDIA H200), or 2 x cpu."""
+    platform, kind = devices[0].platform, devices[0].device_kind
+    text = platform if kind == platform else f"{platform} ({kind})"
+    return text if len(devices) == 1 else f"{len(devices)} x {text}"
 
 
-def environment(device: Any, cache: Path | None) -> dict[str, Any]:
+def environment(devices: Sequence[Any], cache: Path | None) -> dict[str, Any]:
     """What a run ran on: environment.json."""
     packages = ("jaxrnn", "jax", "jaxlib", "optax", "numpy", "hydra-core", "safetensors")
     return {
         "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
         "platform": platform.platform(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "device": described(device),
+        "device": described(devices),
         "git_commit": _commit(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "compile_cache": cache is not None,

@@ -27,14 +27,14 @@ def evaluate(run: str, split: str = "test", device: str = "auto") -> dict[str, A
     encoded = text.encode(rows, trained.tokenizer, max_length=trained.record["max_length"])
     if encoded.vocabulary.tokens != trained.vocabulary.tokens or encoded.labels != trained.labels:
         raise ArtefactError(
-            f"{folder}: the data set gives {len(encoded.vocabulary):,} tokens and labels {encoded.labels[:10]}, the run "
-            f"was trained on {len(trained.vocabulary):,} and {trained.labels[:10]}: its files have changed since"
+            f"{folder}: trained on {len(trained.vocabulary):,} tokens and labels {trained.labels[:10]}, the data now "
+            f"give {len(encoded.vocabulary):,} and {encoded.labels[:10]}: its files have changed since"
         )
     import jax
 
     from jaxrnn import baselines, fit, metrics
 
-    place = devices.choose(device)
+    (place,) = devices.choose(device)
     devices.open_cache(lambda line: None)
     corpus = encoded.corpus
     order = text.plain_order(getattr(corpus, split), corpus.length, ROWS)

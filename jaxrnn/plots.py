@@ -50,15 +50,7 @@ def curves(records: Sequence[Mapping[str, Any]], path: Path, *, title: str = "")
             axis.axvline(best, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
             found = next(record for record in records if record["epoch"] == best)["valid"][key]
             axis.plot([best], [found], "o", color=VALID, markeredgecolor=BEST, markersize=7, zorder=5)
-            axis.annotate(
-                f"best: epoch {best}, {found:.3f}",
-                (best, found),
-                xytext=(-6 if best > np.mean(epochs) else 6, 10 if key == "loss" else -16),
-                textcoords="offset points",
-                ha="right" if best > np.mean(epochs) else "left",
-                fontsize=8.5,
-                color=BEST,
-            )
+            axis.set_title(f"best: epoch {best}, {found:.3f}", fontsize=8.5, loc="right", color="#555555")
         axis.set_xlabel("epoch", fontsize=9.5)
         axis.set_title(label, fontsize=10.5, loc="left")
         axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)

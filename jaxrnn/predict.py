@@ -92,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     import jax
 
     devices.open_cache(lambda line: None)
-    with jax.default_device(devices.choose(given.device)):
+    with jax.default_device(*devices.choose(given.device)):
         rows = 1 if not given.texts and given.file is None and sys.stdin.isatty() else ROWS
         for line in predict(trained, source(given.texts, given.file), rows, given.json):
             print(line, flush=rows == 1)

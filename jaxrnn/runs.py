@@ -60,7 +60,7 @@ def new_folder(experiment: str, *, prefix: str = "", root: Path = ROOT) -> Path:
 
 
 def claim(path: Path, name: str, content: str) -> Path:
-    """Take a folder for one run (or sweep) by being the one who creates this file in it. BusyError where another did."""
+    """Take a folder for one run (or sweep) by being who creates this file in it; BusyError where another did."""
     with storing(path):
         path.mkdir(parents=True, exist_ok=True)
         try:
@@ -143,7 +143,7 @@ def save_model(run: Path, saved: Saved) -> Path:
 
 
 def load_model(run: Path) -> Saved:
-    """The model of a run. Every file is compared with the manifest before it is parsed; ArtefactError says what differs."""
+    """The model of a run. Each file is compared with the manifest, then parsed; ArtefactError says what differs."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -208,7 +208,7 @@ def flat(tree: Any) -> dict[str, np.ndarray]:
 
 
 def filled(template: Any, arrays: Mapping[str, np.ndarray], where: str) -> Any:
-    """`template` (shapes) with its leaves from `arrays`; ArtefactError names the leaf that is missing, extra or other."""
+    """`template` (shapes) with its leaves from `arrays`; ArtefactError names a leaf that is missing, extra or other."""
     import jax
 
     leaves, structure = jax.tree_util.tree_flatten_with_path(template)

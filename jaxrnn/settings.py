@@ -1,7 +1,7 @@
 """What a run is told, as frozen plain values, each checked against what is allowed. Imports neither Hydra nor jax.
 
 Values come from conf/*.yaml and the command line; this page says which keys there are, what they mean and what they
-may be. The settings of a group's member are the keys of its yaml: `Member.settings` is what its function is called with.
+may be. A member's settings are the keys of its yaml: `Member.settings` is what its function is called with.
 """
 
 import dataclasses

@@ -17,8 +17,9 @@ def sweep(directory: str | None, jobs: list[Settings]) -> int:
         for number, job in enumerate(jobs)
     ]
     runs.claim(folder, "sweep.json", runs.as_json({"jobs": entries}))
+    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     for number, job in enumerate(jobs):
-        told = f"job {number}: {' '.join(job.overrides) or 'the defaults'}"
+        told = f"job {number}: " + " ".join(line for line in job.overrides if line not in common)
         try:
             summary = train(job, folder / str(number), loud=False)
             entries[number].update(status="completed", code=0)

@@ -28,7 +28,7 @@ class Prepared(NamedTuple):
     model: Any
     optimizer: Any
     factor: Any
-    device: Any
+    devices: list
 
 
 def prepare(settings: Settings) -> Prepared:
@@ -38,7 +38,11 @@ def prepare(settings: Settings) -> Prepared:
     rows = artefact.splits(settings.dataset.name, settings.dataset.settings)
     tokenizer = artefact.tokenizer(settings.tokenizer.name, settings.tokenizer.settings)
     encoded = text.encode(rows, tokenizer, max_length=settings.max_length)
-    device = devices.choose(settings.device.name, settings.device.count)
+    chosen = devices.choose(settings.device.name, settings.device.count)
+    if settings.batch_size % len(chosen):
+        raise ConfigurationError(
+            f"batch_size={settings.batch_size}: expected a multiple of the {len(chosen)} devices (device.count)"
+        )
     import jaxrnn
     from jaxrnn import optimizers
 
@@ -46,7 +50,8 @@ def prepare(settings: Settings) -> Prepared:
     fixed = {k: v for k, v in settings.optimizer.settings.items() if k not in ("learning_rate", "weight_decay")}
     optimizer = optimizers.transformation(settings.optimizer.name, **fixed)
     factor = optimizers.schedule(settings.schedule.name)
-    return Prepared(encoded, network, jaxrnn.rnn(**network), optimizer, factor, device)
+    model = jaxrnn.rnn(**network, axis="rows" if len(chosen) > 1 else None)
+    return Prepared(encoded, network, model, optimizer, factor, chosen)
 
 
 def train(settings: Settings, folder: Path | None = None, *, loud: bool = True) -> dict[str, Any]:
@@ -86,7 +91,7 @@ def learn(settings: Settings, ready: Prepared, folder: Path, summary: dict[str, 
     runs.write(folder / "vocabulary.json", vocabulary.to_json())
     runs.write_json(folder / "overrides.json", list(settings.overrides))
     runs.write_json(folder / "data_report.json", report)
-    runs.write_json(folder / "environment.json", devices.environment(ready.device, cache))
+    runs.write_json(folder / "environment.json", devices.environment(ready.devices, cache))
     counts = " · ".join(f"{len(getattr(corpus, split)):,} {split}" for split in ("train", "valid", "test"))
     say(f"data: {settings.dataset.name}, {counts} rows, {len(vocabulary):,} tokens, {len(labels)} classes")
 
@@ -99,13 +104,12 @@ def learn(settings: Settings, ready: Prepared, folder: Path, summary: dict[str, 
         ready.factor,
         corpus,
         order=(steps, settings.batch_size),
-        eval_order=(max(map(len, orders.values())), EVAL_ROWS),
+        eval_order=(max(map(len, orders.values())), -(-EVAL_ROWS // len(ready.devices)) * len(ready.devices)),
         max_length=int(length.max()),
-        device=ready.device,
+        devices=ready.devices,
     )
-    summary |= {"device": devices.described(ready.device), "compile_seconds": programs.compile_seconds}
-    template = jax.eval_shape(lambda: ready.model.init(jax.random.key(0)))
-    summary |= {"parameters": sum(leaf.size for leaf in jax.tree.leaves(template)), "steps": 0}
+    summary |= {"device": devices.described(ready.devices), "compile_seconds": programs.compile_seconds}
+    summary |= {"parameters": sum(leaf.size for leaf in jax.tree.leaves(programs.shapes)), "steps": 0}
     say(f"device: {summary['device']}; {programs.count} programs compiled in {programs.compile_seconds:.2f} s")
     say(f"network: {network_line(settings)}, {summary['parameters']:,} parameters")
 
@@ -121,7 +125,8 @@ def learn(settings: Settings, ready: Prepared, folder: Path, summary: dict[str, 
         max_steps=settings.max_steps,
         init_scale=settings.init_scale,
     )
-    records, best = [], None
+    records: list[dict[str, Any]] = []
+    best: Any = None
     rows_seen = update_seconds = 0.0
     try:
         for now in reports:
@@ -132,23 +137,22 @@ def learn(settings: Settings, ready: Prepared, folder: Path, summary: dict[str, 
                 log.tick(now.epoch, now.batch, steps, float(now.log.loss[-1]))
                 continue
             update_seconds += now.seconds
-            record = {"step": now.step, "epoch": now.epoch, "train": now.train, "valid": now.valid}
+            record: dict[str, Any] = {"step": now.step, "epoch": now.epoch, "train": now.train, "valid": now.valid}
             record |= {"best": now.best, "seconds": now.seconds}
             records.append(record | (loggers.single_text(now.train) if len(corpus.train) == 1 else {}))
             log.epoch(records[-1])
             if now.best:
-                best = runs.flat(now.state.params)
+                best = jax.tree.map(np.array, now.state.params)  # a copy: the state is given away to the next update
                 summary |= {"best_epoch": now.epoch, "valid": now.valid}
     finally:
         log.close()
         if best is not None:
-            record = artefact.record(settings, ready.network, labels)
-            runs.save_model(folder, runs.Saved(record, best, vocabulary.to_json()))
+            settled = artefact.record(settings, ready.network, labels)
+            runs.save_model(folder, runs.Saved(settled, runs.flat(fit.whole(programs, best)), vocabulary.to_json()))
     summary["examples_per_second"] = rows_seen / max(update_seconds, 1e-9)
     summary["tokens_per_second"] = summary["examples_per_second"] * float(length[corpus.train].mean())
 
-    params = runs.filled(template, best, "the best parameters")
-    found, logits = fit.logits(programs, params, orders["test"])
+    found, logits = fit.logits(programs, best, orders["test"])
     summary["test"] = metrics.measure(logits, corpus.target[found]) | {"labels": labels}
     summary["baselines"] = {
         "majority": baselines.majority(corpus),
