@@ -1,0 +1,28 @@
+"""Settings that must stand before jax starts, the compile cache of the tests, and 64-bit floats where a test asks."""
+
+import os
+
+# XLA:CPU's YNN fusions give wrong sums in silence (jax-ml/jax#39103): off, unless the caller chose.
+if "xla_cpu_experimental_ynn_fusion_type" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_cpu_experimental_ynn_fusion_type=").strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+
+def pytest_configure(config):
+    """Compiled programs stay in pytest's own cache folder (which ignores itself in git): a second run is quick."""
+    cache = getattr(config, "cache", None)
+    if cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("jax")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(cache.mkdir("hypothesis")))
+
+
+@pytest.fixture
+def x64():
+    """64-bit floats for the length of one test; off everywhere else."""
+    with jax.enable_x64(True):
+        yield
