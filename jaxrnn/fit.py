@@ -10,8 +10,9 @@ comes from outside, the randomness of update n is fold_in(key, n): a run can be 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxrnn import optimizers
 from jaxrnn.errors import NumericalError
@@ -49,6 +52,8 @@ class Programs(NamedTuple):
     segment: Callable
     answers: Callable
     data: Data
+    shapes: Any  # of the parameters, as the model made them
+    eval_order: tuple[int, int]
     count: int
     compile_seconds: float
 
@@ -80,21 +85,47 @@ def gather(data: Data, rows: Array, max_length: int) -> Batch:
 
 
 def make_update(model: Model, optimizer: optax.GradientTransformation, factor: Callable) -> Callable:
-    """update(state, hyper, batch) -> (state, Log of one step, finite). A step that is not finite changes nothing."""
+    """update(state, hyper, batch) -> (state, Log of one step, finite). A step that is not finite changes nothing.
+
+    On several devices `batch` is this device's share of the rows: gradients are added up, but for those of the leaves
+    that are spread, which are whole where they live.
+    """
+    axis = model.axis
+
+    def total(tree):
+        return tree if axis is None else lax.psum(tree, axis)
+
+    def summed_loss(params, batch, key, noise):
+        _, sums = model.score(model.apply(params, batch, key, noise), batch)
+        return sums.loss, sums
 
     def update(state: TrainState, hyper: Hyper, batch: Batch):
         noise = Noise(hyper.dropout_rate, hyper.word_dropout_rate)
         key = jax.random.fold_in(state.key, state.step)
-        (loss, sums), gradients = jax.value_and_grad(model.loss, has_aux=True)(state.params, batch, key, noise)
-        gradients, norm = optimizers.clip(gradients, hyper)
+        key = key if axis is None else jax.random.fold_in(key, lax.axis_index(axis))
+        (_, sums), gradients = jax.value_and_grad(summed_loss, has_aux=True)(state.params, batch, key, noise)
+        here = model.spread(state.params)
+        shared = jax.tree.map(lambda g, h: None if h else g, gradients, here)
+        sums, shared = total((sums, shared))
+        rows = jnp.maximum(sums.weight, 1)
+        gradients = jax.tree.map(lambda g, h, s: (g if h else s) / rows, gradients, here, shared)
+
+        def norm(tree):
+            squares = jax.tree.map(lambda g: jnp.sum(jnp.square(g)), tree)
+            spread = sum(jax.tree.leaves(jax.tree.map(lambda s, h: s if h else None, squares, here)))
+            rest = sum(jax.tree.leaves(jax.tree.map(lambda s, h: None if h else s, squares, here)))
+            return jnp.sqrt(total(spread) + rest)
+
+        gradients, grad_norm = optimizers.clip(gradients, hyper, norm)
         updates, memory = optimizer.update(gradients, state.optimizer, state.params)
         rate = optimizers.rate(factor, state.step, hyper)
         params = optimizers.apply(state.params, updates, rate, hyper)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        loss = sums.loss / rows
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         new = TrainState(params, memory, state.step + 1, state.key)
         # the key stays out: it never changes
         kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new[:3], state[:3])
-        return TrainState(*kept, state.key), Log(loss, sums.correct, sums.weight, norm), finite
+        return TrainState(*kept, state.key), Log(loss, sums.correct, sums.weight, grad_norm), finite
 
     return update
 
@@ -131,9 +162,10 @@ def make_answers(model: Model, max_length: int) -> Callable:
             _, sums = model.score(z, batch)
             return jax.tree.map(jnp.add, total, sums), logits.at[s].set(z)
 
-        batch = jax.eval_shape(lambda: gather(data, order[0], max_length))
-        z = jax.eval_shape(model.apply, params, batch)
-        return lax.fori_loop(0, end, one, (Sums(*(jnp.zeros(()),) * 3), jnp.zeros((len(order), *z.shape), z.dtype)))
+        z = jax.eval_shape(lambda: model.apply(params, gather(data, order[0], max_length)))
+        nothing = (Sums(*(jnp.zeros(()),) * 3), jnp.zeros((len(order), *z.shape), z.dtype))
+        sums, logits = lax.fori_loop(0, end, one, nothing)
+        return (sums if model.axis is None else lax.psum(sums, model.axis)), logits
 
     return answers
 
@@ -147,36 +179,88 @@ def build(
     order: tuple[int, int],
     eval_order: tuple[int, int],
     max_length: int,
-    device: Any = None,
+    devices: Sequence | None = None,
 ) -> Programs:
-    """Put the corpus on the device and compile the three programs ahead of time, two at once.
+    """Put the corpus on the devices and compile the three programs ahead of time, two at once.
 
-    `order` and `eval_order` are the shapes [S, B] of the orders that will be trained on and evaluated.
+    `order` and `eval_order` are the shapes [S, B] of the orders that will be trained on and evaluated. With a model
+    made for a mesh axis, every device runs its columns of an order, and B is a multiple of the number of devices.
     """
     began = time.perf_counter()
-    with jax.default_device(device):
-        data = jax.device_put(Data(corpus.tokens, corpus.offset, corpus.target), device)
+    devices = list(devices) if devices else jax.devices()[:1]
+    across = Mesh(np.array(devices), (model.axis or "one",))
 
-        def init(seed, init_scale):
-            key_init, key_run = jax.random.split(jax.random.key(seed))
-            params = model.init(key_init, init_scale)
-            return TrainState(params, optimizer.init(params), jnp.int32(0), key_run)
+    def init(seed, init_scale):
+        key_init, key_run = jax.random.split(jax.random.key(seed))
+        params = model.init(key_init, init_scale)
+        params = jax.tree.map(lambda p, h: _filled_up(p, len(devices)) if h else p, params, model.spread(params))
+        return TrainState(params, optimizer.init(params), jnp.int32(0), key_run)
 
-        def shape(*size, dtype=np.int32):
-            return jax.ShapeDtypeStruct(size, dtype)
+    def number(dtype):
+        return jax.ShapeDtypeStruct((), dtype)
 
-        state = jax.eval_shape(init, shape(dtype=np.uint32), shape(dtype=np.float32))
-        hyper = Hyper(*(shape(dtype=np.float32),) * len(Hyper._fields))
-        segment = jax.jit(make_segment(make_update(model, optimizer, factor), max_length), donate_argnums=0)
-        wanted = [
-            (segment, (state, hyper, data, shape(*order), shape(), shape())),
-            (jax.jit(make_answers(model, max_length)), (state.params, data, shape(*eval_order), shape())),
-            (jax.jit(init), (shape(dtype=np.uint32), shape(dtype=np.float32))),
-        ]
-        lowered = [program.lower(*arguments) for program, arguments in wanted]
-        with ThreadPoolExecutor(2) as pool:
-            segment, answers, init = pool.map(lambda program: program.compile(), lowered)
-    return Programs(init, segment, answers, data, len(lowered), time.perf_counter() - began)
+    state = jax.eval_shape(init, number(np.uint32), number(np.float32))
+    here = model.spread(state.params)
+    kept = jax.tree.map(lambda h: P(model.axis) if h else P(), here)
+    memory = optax.tree.map_params(
+        optimizer, lambda _, spec: spec, state.optimizer, kept, transform_non_params=lambda _: P()
+    )
+    spec = TrainState(kept, memory, P(), P())
+    columns = P(None, model.axis)
+    data = Data(*(jax.device_put(_aligned(part), NamedSharding(across, P())) for part in
+                  (corpus.tokens, corpus.offset, corpus.target)))  # fmt: skip
+
+    def compiled(function, arguments, specs, out_specs, **settings):
+        if model.axis is not None:
+            function = jax.shard_map(function, mesh=across, in_specs=specs, out_specs=out_specs, check_vma=False)
+        shardings = [jax.tree.map(partial(NamedSharding, across), s) for s in (specs, out_specs)]
+        return jax.jit(function, in_shardings=shardings[0], out_shardings=shardings[1], **settings).lower(*arguments)
+
+    def integers(*shape):
+        return jax.ShapeDtypeStruct(shape, np.int32)
+
+    hyper = Hyper(*(number(np.float32),) * len(Hyper._fields))
+    lowered = [
+        compiled(
+            make_segment(make_update(model, optimizer, factor), max_length),
+            (state, hyper, data, integers(*order), integers(), integers()),
+            (spec, P(), P(), columns, P(), P()),
+            (spec, P(), P()),
+            donate_argnums=0,
+        ),
+        compiled(
+            make_answers(model, max_length),
+            (state.params, data, integers(*eval_order), integers()),
+            (kept, P(), columns, P()),
+            (P(), columns),
+        ),
+        jax.jit(init, out_shardings=jax.tree.map(partial(NamedSharding, across), spec)).lower(
+            number(np.uint32), number(np.float32)
+        ),
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        segment, answers, init = pool.map(lambda program: program.compile(), lowered)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return Programs(init, segment, answers, data, shapes, eval_order, len(lowered), time.perf_counter() - began)
+
+
+def whole(programs: Programs, params):
+    """The parameters as numpy arrays of their own, without the rows that only fill up the last device."""
+    return jax.tree.map(lambda p, shape: np.array(p)[: shape.shape[0]], params, programs.shapes)
+
+
+def _filled_up(rows, count):
+    return jnp.pad(rows, ((0, -len(rows) % count),) + ((0, 0),) * (rows.ndim - 1))
+
+
+def _aligned(array):
+    """The array at an address that the CPU backend can use without a copy, on however many devices."""
+    if array.ctypes.data % 64 == 0:
+        return array
+    room = np.empty(array.size + 16, array.dtype)
+    start = -room.ctypes.data % 64 // array.itemsize
+    room[start : start + array.size] = array
+    return room[start : start + array.size]
 
 
 def fit(
@@ -246,8 +330,7 @@ def logits(programs: Programs, params, order: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _padded(programs, order):
-    S, B = programs.answers.args_info[0][2].shape
-    full = np.full((S, B), -1, np.int32)
+    full = np.full(programs.eval_order, -1, np.int32)
     full[: len(order), : order.shape[1]] = order
     return full
 

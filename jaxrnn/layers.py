@@ -6,6 +6,7 @@ Ghahramani 2016, "A theoretically grounded application of dropout in recurrent n
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxrnn import initializers
 from jaxrnn.errors import ConfigurationError
@@ -23,14 +24,27 @@ def one_hot(vocabulary_size: int) -> Layer:
     )
 
 
-def embedding(vocabulary_size: int, size: int, *, initializer: str = "normal") -> Layer:
-    """A table [V, E]: token ids [T, B] -> its rows [T, B, E], with one dropout mask [B, E] per text."""
+def embedding(vocabulary_size: int, size: int, *, initializer: str = "normal", axis: str | None = None) -> Layer:
+    """A table [V, E]: token ids [T, B] -> its rows [T, B, E], with one dropout mask [B, E] per text.
+
+    With `axis`, the layer runs on one of the devices of that mesh axis, which holds its share of the rows of the table
+    and of the batch: the ids go to all, each answers for the rows it holds, and the answers are added up where the
+    text is. Its gradient then stays where its row lives, and so does the optimizer's memory of it.
+    """
 
     def init(key):
         return initializers.named(initializer)(key, (vocabulary_size, size), jnp.float32)
 
+    def look_up(table, tokens):
+        if axis is None:
+            return table[tokens]
+        here = lax.all_gather(tokens, axis) - lax.axis_index(axis) * table.shape[0]  # [devices, T, B]
+        held = (here >= 0) & (here < table.shape[0])
+        found = jnp.where(held[..., None], table[jnp.where(held, here, 0)], 0)
+        return lax.psum_scatter(found, axis)
+
     def apply(table, tokens, length, key, rate):
-        return None, _locked_dropout(key, rate, table[tokens])
+        return None, _locked_dropout(key, rate, look_up(table, tokens))
 
     return Layer(init, apply, lambda table: (), lambda table, state, token: ((), table[token]), size)
 

@@ -42,14 +42,16 @@ def rnn(
     output: str = "softmax",
     unroll: str = "bptt",
     initializer: dict | None = None,
+    axis: str | None = None,
 ) -> Model:
     """A recurrent classifier of token sequences. Every name is a member of its group; ConfigurationError lists them.
 
     The loss is the mean over real rows (over real steps for head=every) of -ln p, in nats; its second value are exact
-    sums. `init(key, init_scale)` multiplies every initial weight matrix by `init_scale`.
+    sums. `init(key, init_scale)` multiplies every initial weight matrix by `init_scale`. `axis` names the mesh axis over
+    which rows of the batch and of the embedding table are spread, where there is one (see `fit.build`).
     """
     names = INITIALIZER | {k: v for k, v in (initializer or {}).items() if v not in (None, "default")}
-    first = _input(input, vocabulary_size, input_size, names["embedding"])
+    first = _input(input, vocabulary_size, input_size, names["embedding"], axis)
     body = _body(cell, activation, unroll, first.output_size, hidden_size, layers, bidirectional, names)
     summary = heads.named(head)(body.output_size)
     answer = outputs.named(output)
@@ -99,14 +101,17 @@ def rnn(
         seen, features = summary.tick(params.head, seen, y)
         return (state, seen), readout(params, features)
 
-    return Model(init, step, apply, score, loss, start, C)
+    def spread(params: Params):
+        return jax.tree.map(lambda leaf: False, params)._replace(input=jax.tree.map(lambda leaf: True, params.input))
+
+    return Model(init, step, apply, score, loss, start, spread, C, axis)
 
 
-def _input(name, vocabulary_size, size, initializer):
+def _input(name, vocabulary_size, size, initializer, axis):
     if name == "one_hot":
         return parts.one_hot(vocabulary_size)
     if name == "embedding":
-        return parts.embedding(vocabulary_size, size, initializer=initializer)
+        return parts.embedding(vocabulary_size, size, initializer=initializer, axis=axis)
     raise ConfigurationError(unknown("input", name, ["embedding", "one_hot"]))
 
 

@@ -74,18 +74,18 @@ def rate(factor, step, hyper: Hyper):
     return hyper.learning_rate * warm * factor(step, hyper)
 
 
-def clip(gradients, hyper: Hyper):
+def clip(gradients, hyper: Hyper, norm=optax.tree.norm):
     """-> clipped gradients, and their global norm before clipping. Infinite limits change nothing."""
-    norm = optax.tree.norm(gradients)
     limit = hyper.clip_value
 
     def elementwise(gradients):
         return jax.tree.map(lambda g: jnp.clip(g, -limit, limit), gradients)
 
+    before = norm(gradients)
     # A norm reads every gradient once more, which is the size of the vocabulary: only when elementwise clipping is on.
-    after = jax.lax.cond(jnp.isinf(limit), lambda: norm, lambda: optax.tree.norm(elementwise(gradients)))
+    after = jax.lax.cond(jnp.isinf(limit), lambda: before, lambda: norm(elementwise(gradients)))
     scale = jnp.minimum(1.0, hyper.clip_global_norm / jnp.maximum(after, jnp.finfo(after.dtype).tiny))
-    return jax.tree.map(lambda g: g * scale, elementwise(gradients)), norm
+    return jax.tree.map(lambda g: g * scale, elementwise(gradients)), before
 
 
 def apply(params, updates, learning_rate, hyper: Hyper):

@@ -102,7 +102,9 @@ class Model(NamedTuple):
     score: Callable  # (logits, batch) -> (mean loss, Sums)
     loss: Callable  # (params, batch, key=None, noise=Noise()) -> (mean loss, Sums): score of apply
     start: Callable  # params -> state of `step`
+    spread: Callable  # params -> the same tree of bools: is the leaf's first axis spread over the devices of `axis`
     outputs: int  # C: logits per answer, 1 for a sigmoid
+    axis: str | None = None  # the mesh axis that rows are spread over, if they are
 
 
 class Sums(NamedTuple):
