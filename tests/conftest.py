@@ -10,6 +10,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
+jax.config.update("jax_num_cpu_devices", 2)  # two, on any machine: one run spread over them is one of the laws
+
 
 def pytest_configure(config):
     """Compiled programs stay in pytest's own cache folder (which ignores itself in git): a second run is quick."""

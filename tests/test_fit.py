@@ -1,0 +1,155 @@
+"""Laws of training: how an epoch is cut, what fills it up and which numbers it runs with do not change the program;
+a run can be taken up at any update; nothing that is not finite is learned from."""
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+import jaxrnn
+from jaxrnn import fit, optimizers
+from jaxrnn.errors import NumericalError
+from jaxrnn.types import Corpus, Hyper
+
+LENGTHS = (3, 1, 7, 5, 2, 7, 4, 6, 1, 3, 2)
+ORDER = np.array([[0, 3, 1], [2, 4, 5], [6, 7, -1]], np.int32)
+VALID = np.array([[8, 9, 10, -1]], np.int32)
+NUMBERS = Hyper(0.05, weight_decay=0.1, clip_global_norm=1.0, dropout_rate=0.3, word_dropout_rate=0.2)
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    draw = np.random.default_rng(0)
+    offset = np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int32)
+    tokens = draw.integers(2, 9, offset[-1]).astype(np.int32)
+    target = draw.integers(0, 2, len(LENGTHS)).astype(np.int32)
+    return Corpus(tokens, offset, target, np.arange(8, dtype=np.int32), np.arange(8, 11, dtype=np.int32), VALID[0, :3])
+
+
+def built(corpus, **settings):
+    model = jaxrnn.rnn(vocabulary_size=9, classes=2, input_size=3, hidden_size=4, **settings)
+    return fit.build(model, optimizers.transformation("adam"), optimizers.cosine, corpus, order=ORDER.shape,
+                     eval_order=VALID.shape, max_length=8)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def programs(corpus):
+    return built(corpus)
+
+
+def ready(hyper):
+    return Hyper(*(np.float32(number) for number in hyper))
+
+
+def segments(programs, cuts, hyper=NUMBERS, order=ORDER, seed=0):
+    """The state after one epoch that is run in pieces ending at `cuts`, and the losses."""
+    state, begin, losses = programs.init(np.uint32(seed), np.float32(1)), 0, []
+    for end in cuts:
+        state, log, finite = programs.segment(
+            state, ready(hyper), programs.data, order, np.int32(begin), np.int32(end)
+        )
+        assert bool(finite)
+        losses.extend(np.asarray(log.loss)[begin:end])
+        begin = end
+    return SimpleNamespace(losses=losses, leaves=[np.array(leaf) for leaf in jax.tree.leaves(state[:3])])
+
+
+def test_an_epoch_in_pieces_is_the_epoch_bit_for_bit(programs):
+    whole, pieces = segments(programs, [3]), segments(programs, [1, 2, 3])
+    assert whole.losses == pieces.losses
+    for one, other in zip(whole.leaves, pieces.leaves, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_seed_decides_the_start_and_the_noise(programs):
+    assert segments(programs, [3]).losses == segments(programs, [3]).losses
+    assert segments(programs, [3]).losses != segments(programs, [3], seed=1).losses
+
+
+def test_other_numbers_compile_nothing(programs):
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, _, **kwargs: compiled.append(name) if "backend_compile" in name else None
+    )
+    try:
+        segments(programs, [3])
+        segments(programs, [3], Hyper(*(0.3 for _ in Hyper._fields)), seed=7)
+        fit.measure(programs, programs.init(np.uint32(3), np.float32(0.5)).params, VALID)
+        assert compiled == []
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+def test_no_number_moves_to_the_host_inside_an_epoch(programs):
+    state = programs.init(np.uint32(0), np.float32(1))
+    arguments = jax.device_put((ready(NUMBERS), ORDER, np.int32(0), np.int32(3)))
+    with jax.transfer_guard("disallow"):
+        hyper, order, begin, end = arguments
+        programs.segment(state, hyper, programs.data, order, begin, end)
+
+
+def test_filler_rows_are_invisible(programs, corpus):
+    quiet = NUMBERS._replace(dropout_rate=0.0, word_dropout_rate=0.0)
+    padded = np.array([[0, -1, -1], [3, 1, -1], [-1, -1, -1]], np.int32)
+    logged = programs.segment(programs.init(np.uint32(0), np.float32(1)), ready(quiet), programs.data, padded,
+                              np.int32(0), np.int32(1))[1]  # fmt: skip
+    params = programs.init(np.uint32(0), np.float32(1)).params
+    assert float(logged.loss[0]) == pytest.approx(fit.measure(programs, params, np.array([[0]], np.int32))["loss"], rel=1e-6)
+    assert float(logged.weight[0]) == 1
+
+
+def test_a_measurement_does_not_depend_on_the_batches(programs):
+    params = programs.init(np.uint32(0), np.float32(1)).params
+    whole = fit.measure(programs, params, VALID)
+    ones = [fit.measure(programs, params, np.array([[row]], np.int32)) for row in (8, 9, 10)]
+    assert whole["loss"] == pytest.approx(np.mean([one["loss"] for one in ones]), rel=1e-6)
+    assert whole["accuracy"] == pytest.approx(np.mean([one["accuracy"] for one in ones]))
+    rows, logits = fit.logits(programs, params, VALID)
+    assert rows.tolist() == [8, 9, 10] and logits.shape == (3, 2)
+
+
+@pytest.mark.parametrize("cell", ["vanilla", "lstm"])
+def test_it_learns_its_training_rows(corpus, cell):
+    programs = built(corpus, cell=cell)
+    reports = list(fit.fit(programs, Hyper(0.05, clip_global_norm=1.0), lambda epoch: ORDER, VALID, seed=0, epochs=60))
+    assert reports[-1].train["accuracy"] == 1.0 and reports[-1].train["loss"] < 0.05
+    assert [r.step for r in reports if r.valid] == list(range(3, 181, 3))
+
+
+def test_patience_and_max_steps_end_a_run(programs):
+    still = Hyper(0.0)  # nothing ever improves after the first epoch
+    ends = [r for r in fit.fit(programs, still, lambda epoch: ORDER, VALID, seed=0, epochs=50, patience=4) if r.valid]
+    assert len(ends) == 5 and ends[0].best and not any(r.best for r in ends[1:])
+    short = list(fit.fit(programs, still, lambda epoch: ORDER, VALID, seed=0, epochs=50, max_steps=7))
+    assert short[-1].step == 7 and short[-1].batch == 1 and short[-1].epoch == 3
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_an_update_that_is_not_finite_is_refused_and_changes_nothing(programs):
+    state = programs.init(np.uint32(0), np.float32(1))
+    broken = state._replace(params=state.params._replace(b_y=state.params.b_y * np.float32(np.nan)))
+    before = [np.array(leaf) for leaf in jax.tree.leaves(broken[:3])]
+    after, log, finite = programs.segment(broken, ready(NUMBERS), programs.data, ORDER, np.int32(0), np.int32(3))
+    assert not bool(finite) and np.asarray(log.weight)[1:].sum() == 0  # it stopped there
+    for one, other in zip(before, jax.tree.leaves(after[:3]), strict=True):
+        np.testing.assert_array_equal(one, np.asarray(other))
+    with pytest.raises(NumericalError, match="update 2 .* not finite"):
+        list(fit.fit(programs, Hyper(1e38), lambda epoch: ORDER, VALID, seed=0, epochs=2))
+
+
+def test_two_devices_are_one(corpus):
+    settings = {"vocabulary_size": 9, "classes": 2, "input_size": 3, "hidden_size": 4}
+    order = np.concatenate([ORDER, np.full((3, 1), -1, np.int32)], 1)
+    quiet = NUMBERS._replace(dropout_rate=0.0, word_dropout_rate=0.0)
+    results = []
+    for count, axis in ((1, None), (2, "rows")):
+        model = jaxrnn.rnn(**settings, axis=axis)
+        programs = fit.build(model, optimizers.transformation("adam"), optimizers.constant, corpus, order=order.shape,
+                             eval_order=VALID.shape, max_length=8, devices=jax.devices("cpu")[:count])  # fmt: skip
+        report = list(fit.fit(programs, quiet, lambda epoch, o=order: o, VALID, seed=0, epochs=3))[-1]
+        results.append((report, fit.whole(programs, report.state.params)))
+    (one, params), (two, others) = results
+    assert one.train == pytest.approx(two.train, rel=1e-5) and one.valid == pytest.approx(two.valid, rel=1e-5)
+    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(others), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
