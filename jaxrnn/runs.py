@@ -120,7 +120,7 @@ def save_model(run: Path, saved: Saved) -> Path:
 
     content = {
         "model.json": json.dumps(saved.settings, indent=1, ensure_ascii=False, allow_nan=False).encode(),
-        "params.safetensors": save({name: np.ascontiguousarray(array) for name, array in saved.arrays.items()}),
+        "params.safetensors": save({name: np.asarray(array, order="C") for name, array in saved.arrays.items()}),
         "vocabulary.json": saved.vocabulary.encode(),
     }
     files = {n: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in content.items()}

@@ -1,0 +1,325 @@
+"""train, evaluate, predict as a user meets them: what is printed, what is written, which code they leave with."""
+
+import io
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxrnn import artefact, command, devices, evaluate, predict, runs, train
+from jaxrnn.errors import ConfigurationError
+
+COMMANDS = {"train": train.main, "evaluate": evaluate.main, "predict": predict.main}
+TINY = ["hidden_size=8", "input.size=4", "batch_size=16", "epochs=2", "dataset.train_rows=64"]
+TINY += ["dataset.valid_rows=20", "dataset.test_rows=30"]
+
+
+@pytest.fixture(autouse=True)
+def own_place(tmp_path, monkeypatch):
+    """A working directory and a compile cache of the tests' own, and SIGTERM as it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set by the tests")
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """One finished run, its printed lines and its folder."""
+    where = tmp_path_factory.mktemp("trained")
+    before, out = os.getcwd(), sys.stdout
+    os.chdir(where)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = "set by the tests"
+    sys.stdout = printed = io.StringIO()
+    try:
+        code = command.exit_code("train", train.main, [*TINY, "log_every_steps=2", "logger=[console,jsonl,csv]"])
+    finally:
+        sys.stdout = out
+        os.chdir(before)
+        del os.environ["JAX_COMPILATION_CACHE_DIR"]
+    lines = printed.getvalue().splitlines()
+    assert code == 0, lines
+    return where / lines[-1].removeprefix("run: "), lines
+
+
+def call(name, *arguments, capsys):
+    """-> exit code, lines of standard output, lines of standard error."""
+    code = command.exit_code(name, COMMANDS[name], [str(a) for a in arguments])
+    found = capsys.readouterr()
+    return code, found.out.split("\n")[:-1], found.err.split("\n")[:-1]  # a text may hold U+2028
+
+
+def test_train_prints_progress_a_table_and_its_folder(trained):
+    folder, lines = trained
+    assert folder.is_dir()
+    assert lines[-1] == f"run: {Path('runs/default') / folder.name}"
+    assert any("programs compiled in" in line for line in lines)
+    assert [line.split()[1] for line in lines if line.startswith("epoch")] == ["1/2", "2/2"]
+    assert {"network", "bag", "majority"} <= {line.split()[0] for line in lines if line.startswith("  ")}
+
+
+def test_the_run_folder_holds_what_the_contract_names(trained):
+    folder, _ = trained
+    wanted = "config.yaml data_report.json environment.json metrics.csv metrics.jsonl model overrides.json plots"
+    assert sorted(path.name for path in folder.iterdir()) == [*wanted.split(), "summary.json", "vocabulary.json"]
+    assert sorted(path.name for path in (folder / "plots").iterdir()) == ["confusion.png", "curves.png"]
+    summary = json.loads((folder / "summary.json").read_text())
+    wanted = "status valid test baselines best_epoch steps parameters seconds compile_seconds examples_per_second"
+    assert set(summary) == {*wanted.split(), "tokens_per_second", "device", "overrides"}
+    assert summary["status"] == "completed"
+    assert summary["steps"] == 8
+    assert summary["test"]["rows"] == 30
+    assert summary["parameters"] == sum(a.size for a in runs.load_model(folder).arrays.values())
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "train" not in record] == [2, 4, 6, 8]
+    assert [record["epoch"] for record in records if "train" in record] == [1, 2]
+    assert json.loads((folder / "environment.json").read_text())["versions"]["jax"]
+
+
+def test_evaluate_measures_what_training_measured(trained, capsys):
+    folder, _ = trained
+    code, out, err = call("evaluate", folder, "--json", capsys=capsys)
+    found = json.loads("".join(out))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (code, err) == (0, [])
+    assert found["accuracy"] == summary["test"]["accuracy"]
+    assert found["loss"] == pytest.approx(summary["test"]["loss"], rel=1e-6)
+    assert found["baselines"] == summary["baselines"]
+    wanted = "run split rows loss accuracy accuracy_ci95 f1_macro confusion labels ece baselines"
+    assert set(found) == set(wanted.split())
+    code, out, _ = call("evaluate", folder, "--split", "valid", capsys=capsys)
+    assert code == 0
+    assert "valid, 20 rows" in out[0]
+
+
+def test_predict_answers_each_text_in_order(trained, tmp_path, capsys):
+    folder, _ = trained
+    texts = ["this is not good", "", "good", "zzz", "  ", "a\u2028b", "i am happy " * 9]
+    (tmp_path / "texts").write_bytes("\n".join(texts).encode() + b"\r\n")
+    code, out, err = call("predict", folder, "--file", tmp_path / "texts", "--json", capsys=capsys)
+    found = [json.loads(line) for line in out]
+    assert (code, err) == (0, [])
+    assert [line["text"] for line in found] == texts
+    assert [line.get("empty", False) for line in found] == [False, True, False, False, True, False, False]
+    assert all(sum(line["probabilities"].values()) == pytest.approx(1) for line in found)
+    assert all(line["label"] == max(line["probabilities"], key=line["probabilities"].get) for line in found)
+
+    code, out, err = call("predict", folder, *texts, capsys=capsys)
+    assert code == 0
+    assert [line.split("\t")[0] for line in out] == [line["label"] for line in found]
+    assert [line.split("\t")[2] for line in out] == texts
+    assert ["text 2 is empty" in err[0], "text 5 is empty" in err[1]] == [True, True]
+
+
+def test_predict_reads_standard_input(trained, monkeypatch, capsys):
+    folder, _ = trained
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"good\nbad"), encoding="utf-8"))
+    code, out, _ = call("predict", folder, capsys=capsys)
+    assert code == 0
+    assert [line.split("\t")[2] for line in out] == ["good", "bad"]
+
+
+def test_predictions_do_not_depend_on_the_company(trained):
+    answer = predict.predictor(artefact.load(trained[0]))
+    texts = ["this is not good", "good", "i think the food was awful but is great now"]
+    together, _ = answer(texts)
+    alone = np.concatenate([answer([text])[0] for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+REFUSED = {
+    "train hiden_size=64": (2, "hidden_size"),
+    "train head=every": (2, "head=every"),
+    "train cell=gru,lstm": (2, "-m"),
+    "train --nosuch": (2, "--nosuch"),
+    "train -m cell=gru optimizer.learning_rate=1,oops": (2, "oops"),
+    "train --experimental-rerun x.pickle": (2, "pickle"),
+    "train --cfg job hiden_size=1": (2, "hiden_size"),
+    "train dataset=files": (2, "dataset.path"),
+    "train dataset=files dataset.path=nosuch.tsv": (3, "nosuch.tsv"),
+    "train batch_size=15 device.count=2": (2, "batch_size=15"),
+    "evaluate": (2, "RUN"),
+    "evaluate nosuch": (5, "nosuch"),
+    "evaluate latest": (5, "no completed run"),
+    "evaluate . --split half": (2, "half"),
+    "predict .": (5, "model/"),
+    "predict . text --file f": (2, "both"),
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_a_refusal_is_two_lines_and_a_code_and_leaves_nothing(line, tmp_path, capsys, monkeypatch):
+    name, *arguments = line.split()
+    wanted, says = REFUSED[line]
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.setattr(devices, "choose", lambda name, count=1: [None] * count)
+    code, out, err = call(name, *arguments, capsys=capsys)
+    assert (code, out) == (wanted, []), err
+    assert 1 <= len(err) <= 2
+    assert says in err[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_absent_device_lists_what_is_there():
+    with pytest.raises(ConfigurationError, match=r"device=tpu.*there is: cpu"):
+        devices.choose("tpu")
+
+
+def test_cfg_prints_the_composed_configuration(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train", "--cfg", "job", "cell=gru"])
+    code, out, err = call("train", "--cfg", "job", "cell=gru", capsys=capsys)
+    assert (code, err) == (0, [])
+    assert out[out.index("cell:") + 1] == "  name: gru"
+
+
+def test_a_loss_that_is_not_finite_fails_the_run_and_says_so(tmp_path, capsys):
+    bad = ["optimizer=sgd", "optimizer.learning_rate=1e38", "clip_global_norm=null", "init_scale=100"]
+    code, _, err = call("train", *TINY, *bad, "hydra.run.dir=here", capsys=capsys)
+    summary = json.loads((tmp_path / "here" / "summary.json").read_text())
+    assert (code, summary["status"], summary["error"]["code"]) == (4, "failed", 4)
+    assert "not finite" in err[-1]
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(trained, capsys):
+    folder, _ = trained
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, _, err = call("train", *TINY, f"hydra.run.dir={folder}", capsys=capsys)
+    assert code == 6
+    assert "already holds a run" in err[-1]
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (command.Terminated, 143)])
+def test_a_polite_stop_keeps_the_best_model_so_far(stop, code, tmp_path, monkeypatch, capsys):
+    from jaxrnn import loggers
+
+    def second_epoch(folder, stream=None, epochs=1):
+        def epoch(record):
+            if record["epoch"] == 2:
+                raise stop
+
+        return loggers.Logger(epoch=epoch)
+
+    monkeypatch.setitem(loggers.MEMBERS, "csv", second_epoch)
+    found, _, err = call("train", *TINY, "logger=csv", "hydra.run.dir=here", capsys=capsys)
+    summary = json.loads((tmp_path / "here" / "summary.json").read_text())
+    assert (found, summary["status"], summary["error"]["code"]) == (code, "stopped", code)
+    assert summary["best_epoch"] == 1
+    assert "test" not in summary
+    assert "interrupted" in err[-1]
+    assert artefact.load(tmp_path / "here").labels == ["bad", "good"]
+
+
+def test_a_sweep_goes_on_when_a_job_fails(tmp_path, capsys):
+    bad = ["optimizer=sgd", "optimizer.learning_rate=1e+38,0.01", "clip_global_norm=null", "init_scale=100", "epochs=1"]
+    code, out, err = call("train", "-m", *TINY, *bad, capsys=capsys)
+    folder = tmp_path / out[-1].removeprefix("sweep: ")
+    entries = json.loads((folder / "sweep.json").read_text())["jobs"]
+    assert code == 4
+    assert [(entry["job"], entry["status"], entry["code"]) for entry in entries] == [
+        (0, "failed", 4), (1, "completed", 0),
+    ]  # fmt: skip
+    assert [line.split()[:3] for line in out[:2]] == [
+        ["job", "0:", "optimizer.learning_rate=1e+38"], ["job", "1:", "optimizer.learning_rate=0.01"],
+    ]  # fmt: skip
+    assert "not finite" in err[-1]
+    assert json.loads((folder / "1" / "summary.json").read_text())["status"] == "completed"
+    assert call("evaluate", "latest", "--json", capsys=capsys)[0] == 0
+
+
+def test_the_same_command_gives_the_same_model(trained, tmp_path, capsys):
+    code, *_ = call("train", *TINY, "hydra.run.dir=again", capsys=capsys)
+    assert code == 0
+    first, second = runs.load_model(trained[0]).arrays, runs.load_model(tmp_path / "again").arrays
+    np.testing.assert_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda record: record.update(extra=1), "no keys but"),
+        (lambda record: record.update(format=2), "expected format 1"),
+        (lambda record: record.pop("labels"), "labels"),
+        (lambda record: record["network"].update(_target_="os.system"), "model.json"),
+        (lambda record: record["network"].update(cell="os"), "unknown cell 'os'"),
+        (lambda record: record["network"].update(hidden_size=9), "W_"),
+        (lambda record: record["network"].update(vocabulary_size=3), "do not match"),
+        (lambda record: record["tokenizer"].update(name="os"), "unknown tokenizer 'os'"),
+        (lambda record: record["labels"].append("more"), "do not match"),
+    ],
+)
+def test_a_record_from_a_stranger_is_checked(trained, tmp_path, change, says, capsys):
+    saved = runs.load_model(trained[0])
+    change(saved.settings)
+    runs.save_model(tmp_path, saved)
+    code, _, err = call("predict", tmp_path, "good", capsys=capsys)
+    assert code == 5, err
+    assert says in err[-1]
+
+
+def test_data_that_have_changed_since_are_not_measured(trained, tmp_path, capsys):
+    saved = runs.load_model(trained[0])
+    saved.settings["dataset"]["train_rows"] = 20
+    runs.save_model(tmp_path, saved)
+    code, _, err = call("evaluate", tmp_path, capsys=capsys)
+    assert code == 5
+    assert "changed since" in err[-1]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError("too much"), 8),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes"), 8),
+        (OSError(28, "No space left on device"), 7),
+    ],
+)
+def test_errors_of_libraries_have_codes(error, code, capsys):
+    def main(arguments):
+        raise error
+
+    assert command.exit_code("train", main, []) == code
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_bug_keeps_its_traceback():
+    def main(arguments):
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        command.exit_code("train", main, [])
+
+
+def test_flags_are_set_only_where_the_library_knows_them(monkeypatch):
+    environ = {"XLA_FLAGS": "--a=1"}
+    devices.set_flags(environ)
+    assert environ["XLA_FLAGS"] == f"--a=1 --{devices.FUSIONS}="
+    devices.set_flags(environ)
+    assert environ["XLA_FLAGS"].count(devices.FUSIONS) == 1
+    monkeypatch.setattr(devices, "FUSIONS", "xla_no_such_flag_at_all")
+    devices.set_flags(environ)
+    assert "no_such" not in environ["XLA_FLAGS"]
+
+
+def test_the_compile_cache_is_private_or_off(tmp_path, monkeypatch):
+    import jax
+
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    said = []
+    try:
+        folder = devices.open_cache(said.append)
+        assert folder == tmp_path / "cache" / "jaxrnn" / "xla"
+        assert folder.stat().st_mode & 0o777 == 0o700
+        folder.rmdir()
+        folder.write_text("a file")
+        assert devices.open_cache(said.append) is None
+        assert ["compile cache: off" in line for line in said] == [True]
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

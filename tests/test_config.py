@@ -1,0 +1,182 @@
+"""From the command line to Settings: what is composed, what is refused and in which words."""
+
+import subprocess
+import sys
+import typing
+from dataclasses import FrozenInstanceError
+
+import pytest
+import yaml
+
+from jaxrnn import config, initializers, settings, usage
+from jaxrnn.errors import ConfigurationError
+
+GROUPS = [group for group in settings.GROUPS if group != "dataset"]
+MEMBERS = [f"{group}={name}" for group in GROUPS for name in config.members(group) if f"{group}={name}" != "head=every"]
+
+REFUSED = {
+    "hiden_size=64": ["hiden_size", "'hidden_size'"],
+    "optimizer.learning_rat=1": ["optimizer.learning_rat", "'optimizer.learning_rate'"],
+    "optimizer.lr=1": ["optimizer.lr", "optimizer has: name, learning_rate, weight_decay"],
+    "+foo=1": ["'foo'"],
+    "+optimizer.foo=1": ["optimizer.foo", "learning_rate"],
+    "hidden_size.x=1": ["hidden_size.x"],
+    "cells=gru": ["'cells'", "'cell'"],
+    "cell=lstmm": ["cell 'lstmm'", "did you mean 'lstm'", "gru, lstm, vanilla"],
+    "cell=": ["known: gru, lstm, vanilla"],
+    "cell=null": ["name of one of its members"],
+    "cell=[gru,lstm]": ["cell=", "gru, lstm, vanilla"],
+    "cell={a:1}": ["cell.a"],
+    "cell.name=gru": ["cell=gru"],
+    "+cell=gru": ["+cell"],
+    "~cell": ["cell"],
+    "~hidden_size": ["hidden_size"],
+    "cell=gru,lstm": ["cell=gru,lstm", "-m"],
+    "hidden_size": ["'hidden_size'", "key=value"],
+    "hidden_size=[1": ["hidden_size=[1", "key=value"],
+    "hidden_size=${foo}": ["hidden_size", "foo"],
+    "batch_size=0": ["batch_size=0", "whole number of at least 1"],
+    "batch_size=-4": ["batch_size=-4", "whole number of at least 1"],
+    "epochs=0": ["epochs=0", "whole number of at least 1"],
+    "epochs=1e3": ["epochs=1000.0", "whole number"],
+    "hidden_size=0": ["hidden_size=0"],
+    "hidden_size=long": ["hidden_size='long'", "whole number"],
+    "hidden_size=nan": ["hidden_size=nan"],
+    "optimizer.learning_rate=-1": ["optimizer.learning_rate=-1", "above 0"],
+    "optimizer.learning_rate=nan": ["optimizer.learning_rate=nan", "finite"],
+    "optimizer.learning_rate=inf": ["optimizer.learning_rate=inf", "finite"],
+    "optimizer.weight_decay=-1": ["optimizer.weight_decay=-1", "at least 0"],
+    "optimizer.b1=1": ["optimizer.b1=1", "below 1"],
+    "dropout_rate=1.5": ["dropout_rate=1.5", "below 1"],
+    "dropout_rate=1": ["dropout_rate=1", "below 1"],
+    "clip_value=true": ["clip_value=True", "null"],
+    "bidirectional=yes": ["bidirectional='yes'", "true or false"],
+    "precision=float46": ["precision='float46'", "float32"],
+    "seed=-1": ["seed=-1", "between 0"],
+    "schedule=cosine schedule.final_fraction=2": ["schedule.final_fraction=2"],
+    "device.count=0": ["device.count=0"],
+    "initializer.recurrent=orthogonl": ["initializer.recurrent='orthogonl'", "orthogonal"],
+    "initializer.recurent=notes": ["initializer.recurent", "'initializer.recurrent'"],
+    "logger=[console,foo]": ["logger 'foo'", "console, csv, jsonl"],
+    "logger.console.x=1": ["logger.console.x"],
+    "experiment=nosuch": ["experiment 'nosuch'", "notes"],
+    "head=every": ["head=every", "one label per text"],
+    "hydra/launcher=nosuch": ["hydra/launcher 'nosuch'", "basic"],
+    "hydra.job.chdir=foo": ["hydra.job.chdir", "bool"],
+    "resume=auto": ["'resume'"],
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_refusals_name_the_key_what_was_given_and_what_is_allowed(line):
+    with pytest.raises(ConfigurationError) as refused:
+        config.compose(line.split())
+    message = str(refused.value)
+    assert all(part in message for part in REFUSED[line]), message
+    assert message.count("\n") < 2
+
+
+def test_the_defaults_are_those_of_conf():
+    found = config.compose([])
+    assert (found.hidden_size, found.cell.name, found.optimizer.learning_rate) == (64, "vanilla", 0.002)
+    assert (found.logger, found.experiment, found.directory) == (("console", "jsonl"), "default", None)
+    assert found.overrides == ()
+
+
+def test_values_are_converted_to_the_type_of_their_key():
+    found = config.compose(["optimizer.learning_rate=1", "bidirectional=true", "clip_global_norm=null", "logger=csv"])
+    assert isinstance(found.optimizer.learning_rate, float)
+    assert found.bidirectional is True
+    assert found.clip_global_norm is None
+    assert found.logger == ("csv",)
+    assert config.compose(["logger=[]"]).logger == ()
+
+
+def test_settings_are_frozen():
+    with pytest.raises(FrozenInstanceError):
+        config.compose([]).hidden_size = 3
+
+
+@pytest.mark.parametrize("line", MEMBERS)
+def test_every_member_composes_under_its_own_name(line):
+    group, name = line.split("=")
+    assert getattr(config.compose([line]), group).name == name
+
+
+@pytest.mark.parametrize("name", config.members("experiment"))
+def test_every_experiment_composes_and_its_header_carries_its_command(name):
+    assert config.compose([f"experiment={name}"]).experiment == name
+    lines = (config.folder() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# @package _global_"
+    header = "\n".join(line for line in lines[1:20] if line.startswith("#"))
+    assert f"python -m jaxrnn.train experiment={name}" in header
+    assert "minutes" in header
+
+
+def test_the_command_line_outweighs_an_experiment():
+    found = config.compose(["experiment=notes", "cell=gru", "optimizer.learning_rate=0.5"])
+    assert (found.cell.name, found.optimizer.name, found.optimizer.learning_rate) == ("gru", "sgd", 0.5)
+
+
+def test_a_folder_of_ones_own_members(tmp_path):
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "slow.yaml").write_text("name: adam\nlearning_rate: 1.0e-5\nweight_decay: 0.0\n")
+    found = config.compose(["optimizer=slow"], config_dir=str(tmp_path))
+    assert (found.optimizer.name, found.optimizer.learning_rate, dict(found.optimizer.settings)) == (
+        "adam", 1e-5, {"learning_rate": 1e-5, "weight_decay": 0.0},
+    )  # fmt: skip
+    with pytest.raises(ConfigurationError, match="slow"):
+        config.compose(["optimizer=slow"])
+    with pytest.raises(ConfigurationError, match="no such folder"):
+        config.compose([], config_dir=str(tmp_path / "nosuch"))
+
+
+def test_a_sweep_is_every_combination_the_last_key_turning_fastest():
+    directory, jobs = config.sweep(["cell=vanilla,gru", "seed=range(0,2)", "epochs=3", "hydra.sweep.dir=here"])
+    assert directory == "here"
+    assert [(job.cell.name, job.seed, job.epochs) for job in jobs] == [
+        ("vanilla", 0, 3), ("vanilla", 1, 3), ("gru", 0, 3), ("gru", 1, 3),
+    ]  # fmt: skip
+    assert jobs[2].overrides == ("cell=gru", "seed=0", "epochs=3")
+
+
+def test_a_sweep_names_all_its_bad_jobs_before_any_starts():
+    with pytest.raises(ConfigurationError) as refused:
+        config.sweep(["cell=gru,lstm", "optimizer.learning_rate=0.1,oops"])
+    lines = str(refused.value).splitlines()
+    assert [line.split()[:3] for line in lines] == [["job", "1", "(cell=gru"], ["job", "3", "(cell=lstm"]]
+
+
+def test_the_record_for_people_is_the_whole_tree():
+    found = config.compose(["cell=lstm", "optimizer=sgd"])
+    tree = yaml.safe_load(config.to_yaml(found))
+    assert tree["optimizer"] == {
+        "name": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "momentum": 0.0, "nesterov": False,
+    }  # fmt: skip
+    assert set(tree) == {*settings.KEYS, *settings.GROUPS, "logger", "initializer", "experiment"}
+
+
+def test_initializers_are_the_networks_own():
+    assert set(settings.INITIALIZERS) == {"default", *initializers.MEMBERS}
+
+
+def test_help_tells_every_key_and_every_member():
+    page = usage.text()
+    for group in (*settings.GROUPS, "logger", "experiment"):
+        assert all(name in page for name in (f"{group}=", *config.members(group)))
+    assert all(f"  {key}=" in page for key in settings.KEYS)
+    assert max(map(len, page.splitlines())) <= 120
+
+
+@pytest.mark.parametrize("line", ["--help", "hiden_size=64"])
+def test_help_and_refusals_do_without_jax(line):
+    code = "import sys; from jaxrnn import command, train; command.exit_code('train', train.main, sys.argv[1:]); "
+    code += "print(sorted({'jax', 'matplotlib', 'optax'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code, line], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_field_is_a_key_or_a_group():
+    own = {"experiment", "overrides", "directory"}
+    hints = typing.get_type_hints(settings.Settings)
+    assert set(hints) - own == {*settings.KEYS, *settings.GROUPS, "logger", "initializer"}

@@ -1,0 +1,226 @@
+"""The run folder: made once, written whole, read back as a stranger's."""
+
+import errno
+import json
+import os
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from jaxrnn import loggers, plots, runs
+from jaxrnn.errors import ArtefactError, BusyError, StorageError
+
+
+class Inner(NamedTuple):
+    W: np.ndarray
+    b: np.ndarray
+
+
+class Outer(NamedTuple):
+    table: np.ndarray
+    layers: tuple
+    nothing: tuple
+
+
+def tree():
+    """Arrays of two, one and no dimensions, and one without elements."""
+    layers = (Inner(np.eye(2, dtype=np.float32).T, np.float32(4.0)), Inner(np.ones((0, 2), np.float32), np.ones(3)))
+    return Outer(np.ones((3, 2), np.float32), layers, ())
+
+
+@pytest.fixture
+def run(tmp_path):
+    saved = runs.Saved({"format": 1}, runs.flat(tree()), '{"<padding>": 0}\n')
+    runs.save_model(tmp_path, saved)
+    return tmp_path
+
+
+def test_names_of_leaves_are_fields_and_numbers():
+    assert list(runs.flat(tree())) == ["table", "layers.0.W", "layers.0.b", "layers.1.W", "layers.1.b"]
+
+
+def test_save_then_load_is_the_identity(run):
+    found = runs.load_model(run)
+    again = runs.filled(tree(), found.arrays, "here")
+    assert found.settings == {"format": 1}
+    assert found.vocabulary == '{"<padding>": 0}\n'
+    np.testing.assert_equal(runs.flat(again), runs.flat(tree()))
+    assert sorted(path.name for path in run.iterdir()) == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda a: a.pop("layers.0.W"), "'layers.0.W' of the recorded network is missing"),
+        (lambda a: a.update(strange=np.ones(1)), "'strange' is not part"),
+        (lambda a: a.update({"layers.0.W": np.ones((2, 3), np.float32)}), r"'layers.0.W' is float32\[2, 3\]"),
+        (lambda a: a.update({"layers.0.W": np.ones((2, 2))}), r"'layers.0.W' is float64"),
+    ],
+)
+def test_a_wrong_array_is_named(change, says):
+    arrays = runs.flat(tree())
+    change(arrays)
+    with pytest.raises(ArtefactError, match=says):
+        runs.filled(tree(), arrays, "here")
+
+
+@pytest.mark.parametrize("name", [*runs.MODEL_FILES, "manifest.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "empty", "pickle"])
+def test_damage_is_found_before_use(run, name, damage):
+    path = run / "model" / name
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    elif damage == "flip":
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    else:
+        path.write_bytes({"cut": content[:-1], "empty": b"", "pickle": b"cos\nsystem\n(S'touch CANARY'\ntR."}[damage])
+    with pytest.raises(ArtefactError, match=name.replace(".", r"\.") if damage == "gone" else "model"):
+        runs.load_model(run)
+    assert not os.path.exists("CANARY")
+
+
+def test_what_is_no_safetensors_file_is_refused_even_with_its_right_sum(run):
+    import hashlib
+
+    content = b"\x80\x04K\x01."
+    (run / "model" / "params.safetensors").write_bytes(content)
+    manifest = json.loads((run / "model" / "manifest.json").read_text())
+    manifest["files"]["params.safetensors"] = {
+        "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(),
+    }  # fmt: skip
+    (run / "model" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtefactError, match="not a safetensors file"):
+        runs.load_model(run)
+
+
+def test_new_folders_are_never_shared(tmp_path):
+    made = {runs.new_folder("x", root=tmp_path) for _ in range(20)}
+    sweeps = {runs.new_folder("x", prefix="sweep_", root=tmp_path) for _ in range(5)}
+    assert len(made) == 20
+    assert len(sweeps) == 5
+    assert len(list((tmp_path / "x").iterdir())) == 25
+
+
+def test_a_folder_is_claimed_once(tmp_path):
+    runs.claim(tmp_path / "a", "config.yaml", "1\n")
+    with pytest.raises(BusyError, match="already holds a run"):
+        runs.claim(tmp_path / "a", "config.yaml", "2\n")
+    assert (tmp_path / "a" / "config.yaml").read_text() == "1\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("where", ["fsync", "replace"])
+def test_a_failing_disk_is_said_and_leaves_the_old_file(tmp_path, monkeypatch, number, where):
+    runs.write_json(tmp_path / "summary.json", {"old": True})
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, where, fail)
+    with pytest.raises(StorageError, match=os.strerror(number)):
+        runs.write_json(tmp_path / "summary.json", {"old": False})
+    monkeypatch.undo()
+    assert runs.read_json(tmp_path / "summary.json") == {"old": True}
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_failing_disk_leaves_no_half_model(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(StorageError, match="bytes are free"):
+        runs.save_model(tmp_path, runs.Saved({}, {}, "{}"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_latest_is_the_newest_completed(tmp_path):
+    for number, (place, status) in enumerate(
+        [("a/1", "completed"), ("b/sweep_1/0", "completed"), ("b/2", "failed"), ("b/sweep_1/1", "stopped")]
+    ):
+        (tmp_path / place).mkdir(parents=True)
+        runs.write_json(tmp_path / place / "summary.json", {"status": status})
+        os.utime(tmp_path / place / "summary.json", ns=(number * 10**9, number * 10**9))
+    assert runs.find("latest", tmp_path) == tmp_path / "b/sweep_1/0"
+    assert runs.find(str(tmp_path / "a/1")) == tmp_path / "a/1"
+    with pytest.raises(ArtefactError, match="no completed run"):
+        runs.find("latest", tmp_path / "nosuch")
+    with pytest.raises(ArtefactError, match="not a folder"):
+        runs.find(str(tmp_path / "nosuch"))
+
+
+def test_json_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "x.json"
+    for content in (b"{", b"\xff\xfe", b"[" * 100_000):
+        path.write_bytes(content)
+        with pytest.raises(ArtefactError, match="not JSON"):
+            runs.read_json(path)
+
+
+def record(epoch, best=False):
+    split = {"loss": 1 / epoch, "accuracy": 1 - 0.5 / epoch}
+    return {"step": 10 * epoch, "epoch": epoch, "train": split, "valid": split, "best": best, "seconds": 0.5}
+
+
+def test_loggers_write_every_epoch(tmp_path, capsys):
+    log = loggers.opened(("console", "jsonl", "csv"), tmp_path, 3)
+    for epoch in (1, 2, 3):
+        log.tick(epoch, 5, 10, 0.7)
+        log.step({"step": epoch, "epoch": epoch, "loss": 0.5, "grad_norm": 1.0})
+        log.epoch(record(epoch, best=epoch == 2))
+    log.close()
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in printed] == ["1/3", "2/3", "3/3"]
+    assert printed[1].endswith("best")
+    assert "\r" not in "".join(printed)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("train") is None for line in lines] == [True, False] * 3
+    assert lines[1] == record(1)
+    table = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert table[0].startswith("epoch,step,train_loss")
+    assert len(table) == 4
+
+
+def test_a_long_plain_log_is_thinned_and_ends_with_its_last_epoch(tmp_path, capsys):
+    log = loggers.opened(("console",), tmp_path, 1000)
+    for epoch in range(1, 996):
+        log.epoch(record(epoch))
+    log.close()
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 101
+    assert printed[-1].split()[1] == "995/1000"
+
+
+def test_a_terminal_gets_a_bar(tmp_path):
+    import io
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    out = Terminal()
+    log = loggers.console(tmp_path, out, 3)
+    log.tick(1, 5, 10, 0.7)
+    assert "5/10" in out.getvalue()
+    assert "█" in out.getvalue()
+    assert out.getvalue().startswith("\r")
+
+
+def test_a_single_text_shows_its_prediction_in_both_bases():
+    line = loggers.line(record(1) | {"train": {"loss": 0.2485}} | loggers.single_text({"loss": 0.2485}), 1)
+    assert "prediction 0.7800" in line
+    assert "0.2485 nats, 0.1079 in base 10" in line
+
+
+def test_pictures_are_pngs(tmp_path):
+    records = [record(epoch, best=epoch == 2) for epoch in (1, 2, 3)]
+    paths = [
+        plots.curves(records, tmp_path / "curves.png", title="a title"),
+        plots.confusion(np.array([[3, 1], [0, 4]]), ["bad", "good"], tmp_path / "two.png"),
+        plots.confusion(np.eye(12, dtype=int), [f"a long label {n}" for n in range(12)], tmp_path / "twelve.png"),
+        plots.confusion(np.zeros((40, 40), int), [str(n) for n in range(40)], tmp_path / "forty.png"),
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
