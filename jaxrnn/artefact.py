@@ -90,7 +90,7 @@ def load(run: Any) -> Loaded:
     """The network of a run folder; ArtefactError where the record, the arrays or the vocabulary do not fit together."""
     import jax
 
-    import jaxrnn
+    from jaxrnn.model import rnn
 
     saved = runs.load_model(run)
     where = run / "model"
@@ -108,7 +108,7 @@ def load(run: Any) -> Loaded:
             f" do not match {len(vocabulary)} tokens and {len(labels)} labels"
         )
     try:
-        model = jaxrnn.rnn(**built)
+        model = rnn(**built)
         split = tokenizer(saved.settings["tokenizer"].get("name", ""), _without_name(saved.settings["tokenizer"]))
         template = jax.eval_shape(lambda: model.init(jax.random.key(0)))
     except (JaxrnnError, TypeError, ValueError) as error:

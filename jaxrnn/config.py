@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jaxrnn import settings as schema
 from jaxrnn.errors import ConfigurationError, unknown
@@ -95,7 +95,7 @@ def _settings(loader: Any, overrides: Sequence[str]) -> Settings:
             raise ConfigurationError(f"{group}={name}: expected one of {', '.join(members(group))}")
         for source in loader.get_sources():
             if source.available() and source.is_config(f"{group}/{name}"):
-                return OmegaConf.to_container(source.load_config(f"{group}/{name}").config)
+                return cast(dict, OmegaConf.to_container(source.load_config(f"{group}/{name}").config))
         raise ConfigurationError(unknown(group, name, loader.get_group_options(group)))
 
     explicit = any(line.startswith("hydra.run.dir=") for line in hydra.overrides.hydra)
@@ -128,7 +128,7 @@ def sweep(overrides: Sequence[str], *, config_dir: str | None = None) -> tuple[s
 
     with _hydra(config_dir) as loader:
         try:
-            parsed = OverridesParser.create(config_loader=loader).parse_overrides(overrides)
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
         except HydraException as error:
             raise refusal(error, loader, overrides) from error
         choices, directory = [], None
@@ -180,6 +180,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def _keys(error: BaseException) -> Iterator[str]:
+    """The dotted keys that OmegaConf's errors along the chain are about."""
+    yield from filter(None, (getattr(e, "full_key", None) for e in _chain(error)))
+
+
 def refusal(error: BaseException, loader: Any, overrides: Sequence[str]) -> ConfigurationError:
     """What Hydra or OmegaConf raised, in one line: the key, what was given, what is allowed, the nearest match."""
     from hydra.errors import MissingConfigException, OverrideParseException
@@ -194,14 +199,13 @@ def refusal(error: BaseException, loader: Any, overrides: Sequence[str]) -> Conf
         line = re.findall(r"'([^']*=[^']*)'", first)
         return ConfigurationError(f"{' '.join(line[:1])}: several values need -m (a sweep); a list is written [a,b]")
     if found := re.match(r"Could not override '([^']*)'", first):
-        keys = [e.full_key for e in _chain(error) if getattr(e, "full_key", None)]
-        return schema.unknown_key(max(found[1], *keys, key=len), _known(loader, overrides))
+        return schema.unknown_key(max([found[1], *_keys(error)], key=len), _known(loader, overrides))
     if found := re.match(r"Multiple values for (\S+)\.", first):
         return ConfigurationError(f"+{found[1]}: the group is chosen already; change it without the +, as in cell=gru")
     if "Config group override must be" in first:
         return ConfigurationError("a group takes the name of one of its members, as in cell=gru")
     reasons = [str(e).partition("\n")[0] for e in _chain(error)]
-    key = next((e.full_key for e in _chain(error) if getattr(e, "full_key", None)), None)
+    key = next(_keys(error), None)
     reason = ": ".join(dict.fromkeys(filter(None, reasons[:2]))) or type(error).__name__
     return ConfigurationError(reason if key is None or key in reason else f"{key}: {reason}")
 
@@ -221,5 +225,5 @@ def _known(loader: Any, overrides: Sequence[str]) -> list[str]:
     for key, value in config.items():
         keys.append(str(key))
         if hasattr(value, "keys") and key != "logger":
-            keys.extend(f"{key}.{inner}" for inner in value)
+            keys.extend(f"{key!s}.{inner!s}" for inner in value)
     return keys

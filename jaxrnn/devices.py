@@ -82,9 +82,9 @@ def choose(name: str, count: int | None = 1) -> list[Any]:
 
     if name == "cpu":
         jax.config.update("jax_platforms", "cpu")  # a GPU beside it is not even opened
+    if count is not None and count > 1:
+        _divide(count)
     try:
-        if count is not None and count > 1 and jax.config.jax_num_cpu_devices < count:
-            jax.config.update("jax_num_cpu_devices", count)
         devices = jax.devices() if name == "auto" else jax.devices(name)
     except RuntimeError as error:
         raise ConfigurationError(f"device={name}: {_there(error)}") from None
@@ -92,6 +92,20 @@ def choose(name: str, count: int | None = 1) -> list[Any]:
         found = ", ".join(map(str, devices))
         raise ConfigurationError(f"device.count={count}: expected at most {len(devices)}, there is: {found}")
     return devices[:count]
+
+
+def _divide(count: int) -> None:
+    """Ask for the CPU in so many parts; possible only before jax has looked at its devices."""
+    import jax
+
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as error:
+        if len(jax.devices()) < count:
+            raise ConfigurationError(
+                f"device.count={count}: this process has started with {len(jax.devices())}; give the count to a run of "
+                "its own, or all jobs of a sweep the same"
+            ) from error
 
 
 def _there(error: RuntimeError) -> str:

@@ -3,6 +3,7 @@
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from jaxrnn import command, runs
 from jaxrnn.settings import Settings
@@ -12,7 +13,7 @@ from jaxrnn.train import train
 def sweep(directory: str | None, jobs: list[Settings]) -> int:
     """Runs the jobs; one that fails is recorded and the others go on. -> exit code of the first that failed."""
     folder = Path(directory) if directory else runs.new_folder(jobs[0].experiment, prefix="sweep_")
-    entries = [
+    entries: list[dict[str, Any]] = [
         {"job": number, "overrides": list(job.overrides), "status": "waiting", "code": None}
         for number, job in enumerate(jobs)
     ]

@@ -139,7 +139,7 @@ def learn(settings: Settings, ready: Prepared, folder: Path, summary: dict[str, 
             update_seconds += now.seconds
             record: dict[str, Any] = {"step": now.step, "epoch": now.epoch, "train": now.train, "valid": now.valid}
             record |= {"best": now.best, "seconds": now.seconds}
-            records.append(record | (loggers.single_text(now.train) if len(corpus.train) == 1 else {}))
+            records.append(record | (loggers.single_text(record["train"]) if len(corpus.train) == 1 else {}))
             log.epoch(records[-1])
             if now.best:
                 best = jax.tree.map(np.array, now.state.params)  # a copy: the state is given away to the next update
