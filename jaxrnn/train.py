@@ -193,7 +193,7 @@ def tell_steps(log: loggers.Logger, now: Any, every: int | None) -> None:
 
 def network_line(settings: Settings) -> str:
     """vanilla tanh 64, last, softmax"""
-    cell = settings.cell.name + (f" {settings.activation.name}" if settings.cell.name == "vanilla" else "")
+    cell = f"{settings.cell.name} {settings.activation.name}"
     size = f"{settings.layers} x {settings.hidden_size}" if settings.layers > 1 else f"{settings.hidden_size}"
     ways = ", bidirectional" if settings.bidirectional else ""
     return f"{cell} {size}{ways}, {settings.head.name}, {settings.output.name}"
