@@ -151,7 +151,8 @@ def encode(
     min_count = tokenizer.min_count if min_count is None else min_count
     reserved = (PADDING, UNKNOWN, END) if tokenizer.end else (PADDING, UNKNOWN)
     provisional = Numbers({token: number for number, token in enumerate(reserved)})
-    classes, cut = Numbers(), Cut(tokenizer.cut, provisional)
+    classes = Numbers({label: number for number, label in enumerate(splits.labels)})
+    cut = Cut(tokenizer.cut, provisional)
     tokens, offset, target = array("i"), array("i", [0]), array("i")
     report: dict = {"rows": {}, "cut": 0, "empty": 0}
     given: dict[str, np.ndarray] = {}
@@ -190,7 +191,8 @@ def encode(
         place[np.frombuffer(target, np.int32)],
         *share_out(given, place[np.frombuffer(target, np.int32)], shares, seed),
     )
-    check_classes(corpus, names)
+    if not splits.labels:
+        check_classes(corpus, names)
     vocabulary = learn_vocabulary(corpus, list(provisional), reserved, size, min_count)
     renumber(corpus.tokens, provisional, vocabulary)
     report["labels"] = names

@@ -323,3 +323,20 @@ def test_the_compile_cache_is_private_or_off(tmp_path, monkeypatch):
         assert ["compile cache: off" in line for line in said] == [True]
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_the_slides_prediction_rises_from_a_half_to_98_percent(capsys):
+    code, out, _ = call("train", "experiment=slides", capsys=capsys)
+    lines = [line.split() for line in out if line.startswith("epoch")]
+    seen = [float(line[line.index("prediction") + 1]) for line in lines]
+    nats = [float(line[line.index("loss") + 1]) for line in lines]
+    tens = [float(line[line.index("nats,") + 1]) for line in lines]
+    assert code == 0
+    assert seen == sorted(seen)
+    assert abs(seen[0] - 0.5) < 0.05
+    assert seen[1] == pytest.approx(0.78, abs=0.03)
+    assert seen[-1] == pytest.approx(0.98, abs=0.005)
+    np.testing.assert_allclose(nats, -np.log(seen), atol=2e-4)
+    np.testing.assert_allclose(tens, -np.log10(seen), atol=2e-4)
+    code, out, _ = call("predict", "latest", "i love cats", capsys=capsys)
+    assert (code, out[0].split("\t")[0]) == (0, "1")

@@ -13,7 +13,8 @@ class Splits(NamedTuple):
     """Rows to learn from, to choose by, and to measure on once; a split that is None is taken from `train`.
 
     `valid_share` and `test_share` say how much of `train` is taken then, `seed` which rows: the same rows for every
-    seed of training, so that two runs are measured on the same texts.
+    seed of training, so that two runs are measured on the same texts. `labels` are those there can be, where the rows
+    may show fewer: then a single class is enough to learn from.
     """
 
     train: Rows
@@ -22,3 +23,4 @@ class Splits(NamedTuple):
     valid_share: float = 0.1
     test_share: float = 0.1
     seed: int = 0
+    labels: tuple[str, ...] = ()
