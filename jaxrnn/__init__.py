@@ -10,7 +10,9 @@ _HOMES = {
     "tanh": "activations", "relu": "activations", "sigmoid": "activations", "softsign": "activations",
     "identity": "activations", "Batch": "types", "Noise": "types", "Hyper": "types", "Cell": "types", "Model": "types",
 }  # fmt: skip
-_MODULES = ("unroll", "layers", "heads", "activations", "initializers", "outputs", "optimizers", "fit", "types", "errors")
+_MODULES = (
+    "unroll", "layers", "heads", "activations", "initializers", "outputs", "optimizers", "fit", "types", "errors",
+)  # fmt: skip
 
 __all__ = [*_HOMES, *_MODULES]
 __version__ = "0.1.0"

@@ -72,10 +72,28 @@ def _compose(loader: Any, overrides: Sequence[str]) -> Any:
         raise refusal(error, loader, overrides) from error
 
 
+def tuned(overrides: Sequence[str]) -> list[str]:
+    """The lines of conf/tuned/<dataset>.yaml for keys that the command line leaves open; none with an experiment.
+
+    >>> [line for line in tuned(["dataset=sst2", "head=last"]) if line.startswith(("head", "hidden"))]
+    ['hidden_size=128']
+    """
+    import yaml
+
+    given = dict(line.split("=", 1) for line in overrides if "=" in line)
+    path = folder() / "tuned" / f"{given.get('dataset')}.yaml"
+    if "experiment" in given or not path.is_file():
+        return []
+    lines = yaml.safe_load(path.read_text(encoding="utf-8"))["overrides"]
+    # input.size=128 is left out too where another member of its group is chosen: that one may not have the key
+    return [line for line in lines if not {key := line.split("=")[0], key.split(".")[0]} & given.keys()]
+
+
 def _settings(loader: Any, overrides: Sequence[str]) -> Settings:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    overrides = [*tuned(overrides), *overrides]
     config = _compose(loader, overrides)
     hydra, choices = config.hydra, config.hydra.runtime.choices
     for kind in ("hydra/launcher", "hydra/sweeper"):

@@ -54,7 +54,7 @@ class Programs(NamedTuple):
     data: Data
     shapes: Any  # of the parameters, as the model made them
     eval_order: tuple[int, int]
-    count: int
+    compiled: int  # how many programs
     compile_seconds: float
 
 
@@ -122,10 +122,9 @@ def make_update(model: Model, optimizer: optax.GradientTransformation, factor: C
         params = optimizers.apply(state.params, updates, rate, hyper)
         loss = sums.loss / rows
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        new = TrainState(params, memory, state.step + 1, state.key)
-        # the key stays out: it never changes
-        kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new[:3], state[:3])
-        return TrainState(*kept, state.key), Log(loss, sums.correct, sums.weight, grad_norm), finite
+        new, old = (params, memory, state.step + 1), state[:3]  # the key never changes
+        params, memory, step = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        return TrainState(params, memory, step, state.key), Log(loss, sums.correct, sums.weight, grad_norm), finite
 
     return update
 
@@ -278,9 +277,9 @@ def fit(
 ) -> Iterator[Report]:
     """Train, and yield a Report about every `seconds_between` seconds and at the end of every epoch.
 
-    `plan(epoch)` is the order [S, B] of epoch 0, 1, ...; `valid_order` that of the validation rows. Ends after `epochs`,
-    after `max_steps` updates, or when `patience` epochs brought nothing better. NumericalError before an update that
-    is not finite is learned from; its state is that of the last good update.
+    `plan(epoch)` is the order [S, B] of epoch 0, 1, ...; `valid_order` that of the validation rows. Ends after `epochs`
+    or `max_steps` updates, or when `patience` epochs brought nothing better. NumericalError before an update that
+    would not be finite.
     """
     hyper = Hyper(*(np.float32(number) for number in hyper))
     state = programs.init(np.uint32(seed), np.float32(init_scale))

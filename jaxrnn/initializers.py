@@ -1,4 +1,4 @@
-"""Initial weights by name: each is (key, shape [rows, columns], dtype) -> array; columns are what the product sums over.
+"""Initial weights by name: (key, shape [rows, columns], dtype) -> array; a product sums over the columns.
 
 Glorot and Bengio 2010 (glorot), LeCun 1998 (lecun), He 2015 (he), Saxe 2014 (orthogonal), Le, Jaitly and Hinton 2015
 (identity, for relu). `notes` is the scale of this project's teaching notes: randn / 1000.
@@ -11,7 +11,7 @@ from jaxrnn.errors import ConfigurationError, unknown
 
 
 def _identity(key, shape, dtype=jnp.float32):
-    return jnp.eye(*shape, dtype=dtype)
+    return jnp.eye(shape[0], shape[1], dtype=dtype)
 
 
 def _zeros(key, shape, dtype=jnp.float32):

@@ -16,7 +16,9 @@ from jaxrnn import layers as parts
 from jaxrnn.errors import ConfigurationError, unknown
 from jaxrnn.types import Array, Batch, Model, Noise, Sums
 
+SILENCE = Noise()
 INITIALIZER = {"recurrent": None, "input": "glorot_uniform", "embedding": "normal", "readout": "glorot_uniform"}
+
 
 
 class Params(NamedTuple):
@@ -44,11 +46,11 @@ def rnn(
     initializer: dict | None = None,
     axis: str | None = None,
 ) -> Model:
-    """A recurrent classifier of token sequences. Every name is a member of its group; ConfigurationError lists them.
+    """A classifier of token sequences. A name is a member of its group; ConfigurationError lists them.
 
     The loss is the mean over real rows (over real steps for head=every) of -ln p, in nats; its second value are exact
-    sums. `init(key, init_scale)` multiplies every initial weight matrix by `init_scale`. `axis` names the mesh axis over
-    which rows of the batch and of the embedding table are spread, where there is one (see `fit.build`).
+    sums. `init(key, init_scale)` multiplies every initial weight matrix by `init_scale`. `axis` names the mesh axis
+    over which rows of the batch and of the embedding table are spread, where there is one (see `fit.build`).
     """
     names = INITIALIZER | {k: v for k, v in (initializer or {}).items() if v not in (None, "default")}
     first = _input(input, vocabulary_size, input_size, names["embedding"], axis)
@@ -66,7 +68,7 @@ def rnn(
     def readout(params, features):
         return features @ params.W_hy.T + params.b_y
 
-    def apply(params: Params, batch: Batch, key=None, noise=Noise()) -> Array:
+    def apply(params: Params, batch: Batch, key=None, noise=SILENCE) -> Array:
         keys = (None,) * 4 if key is None else tuple(jax.random.fold_in(key, i) for i in range(4))
         tokens = parts.word_dropout(keys[0], noise.word_dropout_rate, batch.inputs, batch.length)
         _, xs = first.apply(params.input, tokens.T, batch.length, keys[1], noise.dropout_rate)
@@ -88,7 +90,7 @@ def rnn(
         )
         return sums.loss / jnp.maximum(sums.weight, 1), sums
 
-    def loss(params: Params, batch: Batch, key=None, noise=Noise()) -> tuple[Array, Sums]:
+    def loss(params: Params, batch: Batch, key=None, noise=SILENCE) -> tuple[Array, Sums]:
         return score(apply(params, batch, key, noise), batch)
 
     def start(params: Params):

@@ -20,10 +20,10 @@ from jaxrnn.types import Hyper
 def transformation(name: str, **settings) -> optax.GradientTransformation:
     """`optax.<name>` at learning rate 1; settings are its other arguments. ConfigurationError for what optax lacks."""
     make = getattr(optax, name, None)
-    arguments = inspect.signature(make).parameters if callable(make) else {}
-    if "learning_rate" not in arguments:
-        known = [n for n in dir(optax) if n.islower() and callable(getattr(optax, n)) and not n.startswith("_")]
-        raise ConfigurationError(unknown("optimizer", name, [n for n in known if _takes_rate(getattr(optax, n))]))
+    if make is None or not _takes_rate(make):
+        known = [n for n in dir(optax) if n.islower() and not n.startswith("_") and _takes_rate(getattr(optax, n))]
+        raise ConfigurationError(unknown("optimizer", name, known))
+    arguments = inspect.signature(make).parameters
     for key in settings:
         if key not in arguments:
             raise ConfigurationError(unknown(f"setting of optimizer {name}", key, arguments))

@@ -1,4 +1,4 @@
-"""The product W x of an input, and its transpose: x as a vector of features, or as an integer that names a one-hot vector.
+"""The product W x of an input, and its transpose: x is a vector of features, or an integer naming a one-hot vector.
 
 W e_v is column v of W, so a one-hot word is a gather and never a product as wide as the vocabulary.
 """

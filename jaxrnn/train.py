@@ -110,7 +110,7 @@ def learn(settings: Settings, ready: Prepared, folder: Path, summary: dict[str, 
     )
     summary |= {"device": devices.described(ready.devices), "compile_seconds": programs.compile_seconds}
     summary |= {"parameters": sum(leaf.size for leaf in jax.tree.leaves(programs.shapes)), "steps": 0}
-    say(f"device: {summary['device']}; {programs.count} programs compiled in {programs.compile_seconds:.2f} s")
+    say(f"device: {summary['device']}; {programs.compiled} programs compiled in {programs.compile_seconds:.2f} s")
     say(f"network: {network_line(settings)}, {summary['parameters']:,} parameters")
 
     log = loggers.opened(tuple(n for n in settings.logger if loud or n != "console"), folder, settings.epochs)

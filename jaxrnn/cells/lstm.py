@@ -6,7 +6,8 @@
 W_xh [4H, D], W_hh [4H, H], one bias b_h [4H]; the forget bias starts at 1 (Jozefowicz et al. 2015). Backward, with
 g_h = dL/dh' and s = f_act(c'):
 
-    g_c += g_h o f_act'(s)    a_o = g_h s o (1 - o)    a_f = g_c c f (1 - f)    a_i = g_c g i (1 - i)    a_g = g_c i f_act'(g)
+    g_c += g_h o f_act'(s)       a_o = g_h s o (1 - o)       a_f = g_c c f (1 - f)
+    a_i = g_c g i (1 - i)        a_g = g_c i f_act'(g)
     dL/dc = g_c f             dL/dh = W_hh^T [a_i, a_f, a_g, a_o]
 
 Hochreiter and Schmidhuber 1997; Gers et al. 2000 for the forget gate.

@@ -43,7 +43,8 @@ def _unroll(cell, reverse, params, xs, length):
 
 def _forward(cell, reverse, params, xs, length):
     """-> state [B, ...], ys [T, B, H], kept [T + 1, B, ...] with the zero start before (or, reversed, after) step t."""
-    split, T, B = cell.split, *xs.shape[:2]
+    split = cell.split
+    T, B = xs.shape[:2]
     start = _start(cell, params, B)
     kept_shape = jax.eval_shape(lambda: split.advance(params, start, split.before_loop(params, xs[0]))[1])
     kept = jax.tree.map(lambda k: jnp.zeros((T + 1, *k.shape), k.dtype), kept_shape)
@@ -69,14 +70,16 @@ def _forward(cell, reverse, params, xs, length):
 
 
 def _unroll_forward(cell, reverse, params, xs, length):
-    params, xs, length = jax.tree.map(lambda a: a.value, (params, xs, length), is_leaf=lambda a: hasattr(a, "perturbed"))
+    saved = jax.tree.map(lambda a: a.value, (params, xs, length), is_leaf=lambda a: hasattr(a, "perturbed"))
+    params, xs, length = saved
     state, ys, kept = _forward(cell, reverse, params, xs, length)
     return (state, ys), (params, xs, length, kept)
 
 
 def _unroll_backward(cell, reverse, saved, gradients):
     params, xs, length, kept = saved
-    split, T, B = cell.split, *xs.shape[:2]
+    split = cell.split
+    T, B = xs.shape[:2]
     grad_state, grad_ys = gradients
     grad_state = jax.tree.map(_instantiate, grad_state, is_leaf=lambda g: isinstance(g, SymbolicZero))
     here = 0 if reverse else 1
