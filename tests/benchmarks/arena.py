@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrnn import devices
 from tests.benchmarks.problem import WRONG, Problem
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +39,7 @@ class Failed(Exception):
 class Worker:
     """One contestant in a process of its own."""
 
-    def __init__(self, name: str, module: str, problem: Problem, options: dict[str, Any]):
+    def __init__(self, name: str, module: str, problem: Problem, options: dict[str, Any], warm_ups: int):
         self.name, self.problem, self.options = name, problem, options
         environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": _path()}
         if problem.device == "cpu":
@@ -47,14 +48,15 @@ class Worker:
             environment["OMP_NUM_THREADS"] = str(options["threads"])
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.benchmarks.worker"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, cwd=ROOT, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, cwd=ROOT,
+            text=True,
         )  # fmt: skip
         self.told: dict[str, Any] = {}
         try:
             self.told = self.ask(do="build", module=module, problem=problem, options=options)
             began = time.perf_counter()
-            self.turn(WARM_UPS - 1)  # a turn has one more
-            self.repeats = max(1, round(TURN / max((time.perf_counter() - began) / WARM_UPS, 1e-6)))
+            self.turn(warm_ups)
+            self.repeats = max(1, round(TURN / max((time.perf_counter() - began) / (warm_ups + 1), 1e-6)))
             self.repeats = min(self.repeats, 30)
         except BaseException:
             self.close()
@@ -81,6 +83,15 @@ class Worker:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def command(words: list[str], *, cache: str, folder: str) -> "subprocess.Popen[str]":
+    """`python -m words...` in `folder`, its lines on a pipe as they are said; compiled programs are kept in `cache`."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
+    environment |= {"PYTHONPATH": _path(), "XDG_CACHE_HOME": cache, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    line = [sys.executable, "-m", *words]
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    return subprocess.Popen(line, cwd=folder, env=environment, **quiet)
 
 
 def _path() -> str:
@@ -132,7 +143,7 @@ def opened() -> Iterator[list[Worker]]:
 
 def best(
     workers: list[Worker], name: str, module: str, problem: Problem, options: dict[str, Any], knobs: dict[str, list],
-    *, say: Callable[[str], None], tries: int = 5,
+    *, say: Callable[[str], None], tries: int = 5, warm_ups: int = WARM_UPS,
 ) -> Worker | None:  # fmt: skip
     """The contestant at its fastest: from the first value of every knob, each knob's others are tried one by one.
 
@@ -147,7 +158,7 @@ def best(
     for change in trials:
         chosen = options | settings | change
         try:
-            worker = Worker(name, module, problem, chosen)
+            worker = Worker(name, module, problem, chosen, warm_ups)
             try:
                 check(worker)
                 time.sleep(SETTLE)
@@ -177,7 +188,7 @@ def check(worker: Worker) -> None:
 
 
 def same_path(losses: dict[str, Sequence[float]], name: str) -> list[str]:
-    """Contestants whose first losses leave those of `name`: 1e-4 for the first, 2 % after it (Adam divides rounding)."""
+    """Contestants whose first losses leave those of `name`: by 1e-4 at first, 2 % after (Adam enlarges rounding)."""
     wrong = []
     for other, values in losses.items():
         for n, (value, right) in enumerate(zip(values[:4], losses[name], strict=False)):
@@ -196,7 +207,7 @@ def environment() -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "cpu": cpu(), "cores": cores, "load": os.getloadavg()[0], "python": platform.python_version(),
+        "cpu": cpu(), "flags_of_ours": f"--{devices.FUSIONS}=", "cores": cores, "load": os.getloadavg()[0], "python": platform.python_version(),
         "versions": versions, "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }  # fmt: skip
 

@@ -36,7 +36,8 @@ def named(params) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def gradients(problem: Problem, *, count: int = 1, rows: str = "dense", unroll: str = "bptt") -> tuple[float, dict[str, np.ndarray]]:
+def gradients(problem: Problem, *, count: int = 1, rows: str = "dense",
+              unroll: str = "bptt") -> tuple[float, dict[str, np.ndarray]]:  # fmt: skip
     """The loss and the gradients of batch 0, on one device."""
     devices.set_flags()
     chosen = devices.choose(problem.device, count)

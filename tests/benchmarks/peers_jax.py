@@ -6,7 +6,6 @@ Keras may also run its own `train_on_batch`. Haiku's vanilla core is relu and it
 cores here are written with its own Linear so that all train the same network.
 """
 
-import itertools
 import os
 import time
 from collections.abc import Callable
@@ -59,6 +58,7 @@ def plain(problem: Problem, unroll: int) -> Peer:
 
 
 def flax(problem: Problem, unroll: int) -> Peer:
+    import jax.numpy as jnp
     from flax import nnx
 
     p, (E, H) = parameters(problem), (problem.E, problem.H)
@@ -67,11 +67,13 @@ def flax(problem: Problem, unroll: int) -> Peer:
     class Net(nnx.Module):
         def __init__(self, rngs):
             self.embedding = nnx.Embed(problem.V, E, rngs=rngs)
-            self.rnn = nnx.RNN(make(E, H, rngs=rngs), time_major=True, return_carry=True, unroll=unroll, rngs=rngs)
+            self.rnn = nnx.RNN(make(E, H, rngs=rngs), time_major=True, return_carry=True, unroll=unroll)
             self.readout = nnx.Linear(H, CLASSES, rngs=rngs)
 
         def __call__(self, tokens):
-            carry, _ = self.rnn(self.embedding(tokens))
+            zeros = jnp.zeros((tokens.shape[1], H))
+            begin = (zeros, zeros) if problem.cell == "lstm" else zeros
+            carry, _ = self.rnn(self.embedding(tokens), initial_carry=begin)
             return self.readout(carry[1] if problem.cell == "lstm" else carry)
 
     def leaves(net):
@@ -193,37 +195,10 @@ def haiku(problem: Problem, unroll: int) -> Peer:
 
 
 def keras(problem: Problem, unroll: int) -> Peer:
-    """`unroll` above 1 is Keras's own full unroll, the only one it has."""
-    import keras as K
+    from tests.benchmarks import peers_keras
 
-    p, H = parameters(problem), problem.H
-    layer = {"vanilla": K.layers.SimpleRNN, "gru": K.layers.GRU, "lstm": K.layers.LSTM}[problem.cell]
-    rnn = layer(H, unroll=unroll > 1)
-    model = K.Sequential([K.Input((problem.T,), dtype="int32"), K.layers.Embedding(problem.V, problem.E), rnn,
-                          K.layers.Dense(CLASSES)])  # fmt: skip
-    gates = np.arange(p["b_h"].size)
-    if problem.cell == "gru":  # z, r, n there
-        r, z, n = np.split(gates, 3)
-        gates = np.concatenate([z, r, n])
-    bias = p["b_h"][gates]
-    if problem.cell == "gru":
-        inner = np.zeros_like(bias)
-        inner[2 * H :] = p["b_hn"]
-        bias = np.stack([bias, inner])
-    model.set_weights([p["table"], p["W_xh"][gates].T, p["W_hh"][gates].T, bias, p["W_hy"].T, p["b_y"]])
-    fixed = [v.value for v in model.non_trainable_variables]
-
-    def logits(params, tokens):
-        return model.stateless_call(params, fixed, tokens.T)[0]
-
-    def named(tree):
-        table, kernel, recurrent, bias, W_hy, b_y = (np.asarray(leaf) for leaf in tree)
-        found = {"table": table, "W_xh": kernel.T[gates], "W_hh": recurrent.T[gates], "W_hy": W_hy.T, "b_y": b_y}
-        if problem.cell != "gru":
-            return found | {"b_h": bias}
-        return found | {"b_h": bias[0][gates], "b_hn": bias[1][2 * H :]}
-
-    return Peer([v.value for v in model.trainable_variables], logits, named, model)
+    params, logits, named, model = peers_keras.network(problem)
+    return Peer(params, logits, named, model)
 
 
 MEMBERS = {"plain": plain, "flax": flax, "equinox": equinox, "haiku": haiku, "keras": keras}
@@ -260,7 +235,9 @@ def build(problem: Problem, *, library: str, flags: str = "ours", many: bool = F
     peer = MEMBERS[library](problem, unroll)
     tokens, target = batches(problem)
     if step == "own":
-        return own(problem, peer.keras, tokens, target)
+        from tests.benchmarks import peers_keras
+
+        return peers_keras.own(problem, peer.keras, tokens, target)
     tokens, target = jax.device_put((np.ascontiguousarray(tokens.transpose(0, 2, 1)), target))
     optimizer, loss = optax.adam(RATE, eps=EPS), mean_loss(peer)
 
@@ -288,22 +265,4 @@ def build(problem: Problem, *, library: str, flags: str = "ours", many: bool = F
         return losses
 
     first = np.ravel(turn()).tolist()
-    return Contestant(turn, problem.updates, first, seconds)
-
-
-def own(problem: Problem, model, tokens: np.ndarray, target: np.ndarray) -> Contestant:
-    """Keras's own step, `train_on_batch`."""
-    import keras
-
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer=keras.optimizers.Adam(RATE, epsilon=EPS), loss=loss)
-    rotation = itertools.cycle(zip(tokens, target, strict=True))
-    began = time.perf_counter()
-    first = [float(model.train_on_batch(*next(rotation)))]
-    seconds = time.perf_counter() - began
-
-    def turn():
-        for _ in range(problem.updates):
-            model.train_on_batch(*next(rotation))
-
     return Contestant(turn, problem.updates, first, seconds)

@@ -88,7 +88,7 @@ def reference(problem: Problem) -> tuple[float, dict[str, np.ndarray]]:
 
 
 def error(problem: Problem, loss: float, gradients: dict[str, np.ndarray]) -> float:
-    """The largest relative error of a loss and gradients found for batch 0; a parameter that a peer lacks is not asked."""
+    """The largest relative error of a loss and gradients of batch 0; a parameter that a peer lacks is not asked."""
     right_loss, right = reference(problem)
     off = [abs(loss - right_loss) / right_loss]
     for name, found in gradients.items():

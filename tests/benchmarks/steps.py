@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = arena.arguments(__doc__ or "")
     parser.add_argument("--cells", nargs="+", default=list(GATES), choices=list(GATES))
     parser.add_argument("--contestants", nargs="+", help="these, in place of all")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of measuring, per contestant, if 30 repeats are more")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of measuring at most, per contestant")
     given = parser.parse_args(argv)
     say = (lambda text: None) if given.json else (lambda text: print(text, flush=True))
     shapes = given.only or (["tiny"] if given.quick else [s for s in SHAPES if s != "tiny"])
