@@ -25,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxrnn import optimizers
 from jaxrnn.errors import NumericalError
+from jaxrnn.resuming import EMPTY, Log, Position, Refused
 from jaxrnn.types import Array, Batch, Corpus, Hyper, Model, Noise, Sums, TrainState
 
 
@@ -34,15 +35,6 @@ class Data(NamedTuple):
     tokens: Array  # [N] int32
     offset: Array  # [R + 1] int32
     target: Array  # [R] int32
-
-
-class Log(NamedTuple):
-    """One number per update of an epoch, [S]."""
-
-    loss: Array  # mean over the batch, nats
-    correct: Array
-    weight: Array
-    grad_norm: Array  # before clipping
 
 
 class Programs(NamedTuple):
@@ -56,6 +48,8 @@ class Programs(NamedTuple):
     eval_order: tuple[int, int]
     compiled: int  # how many programs
     compile_seconds: float
+    placed: TrainState  # shapes and shardings of the state on its devices
+    kept: TrainState  # shapes of the state on disk: no filler rows, the key as its numbers
 
 
 class Report(NamedTuple):
@@ -68,8 +62,10 @@ class Report(NamedTuple):
     train: dict | None  # {"loss", "accuracy"} over the epoch as it was trained, noise included
     valid: dict | None
     best: bool  # the best epoch so far, by validation accuracy, then loss
-    seconds: float  # in updates, this epoch
-    state: TrainState
+    seconds: float  # in updates, this epoch, by this process
+    state: TrainState  # given away to the next update: copy it before asking for the next report
+    position: Position  # with `state`, all that `fit` needs to go on from here
+    refused: Refused | None = None  # an update that was not finite
 
 
 def gather(data: Data, rows: Array, max_length: int) -> Batch:
@@ -240,7 +236,14 @@ def build(
     with ThreadPoolExecutor(2) as pool:
         segment, answers, init = pool.map(lambda program: program.compile(), lowered)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return Programs(init, segment, answers, data, shapes, eval_order, len(lowered), time.perf_counter() - began)
+    placed = jax.tree.map(
+        lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=NamedSharding(across, p)), state, spec
+    )
+    kept = TrainState(
+        shapes, jax.eval_shape(optimizer.init, shapes), state.step, jax.eval_shape(jax.random.key_data, state.key)
+    )
+    spent = time.perf_counter() - began
+    return Programs(init, segment, answers, data, shapes, eval_order, len(lowered), spent, placed, kept)
 
 
 def whole(programs: Programs, params):
@@ -274,44 +277,70 @@ def fit(
     max_steps: int | None = None,
     init_scale: float = 1.0,
     seconds_between: float = 1.0,
+    start: tuple[TrainState, Position] | None = None,
+    report_every: int | None = None,
+    nonfinite_limit: int = 1,
 ) -> Iterator[Report]:
     """Train, and yield a Report about every `seconds_between` seconds and at the end of every epoch.
 
-    `plan(epoch)` is the order [S, B] of epoch 0, 1, ...; `valid_order` that of the validation rows. Ends after `epochs`
-    or `max_steps` updates, or when `patience` epochs brought nothing better. NumericalError before an update that
-    would not be finite.
+    `plan(epoch)` is the order [S, B] of epoch 0, 1, ...; `valid_order` that of the validation rows. Ends after
+    `epochs`, after `max_steps` updates, or when `patience` epochs brought nothing better. From `start`, a state and
+    position that a report had, it goes on as if it had never stopped, bit for bit. With `report_every`, no update with
+    a multiple of that number passes without a report. An update that is not finite is not applied but reported as
+    refused, its batch left out; at the `nonfinite_limit`-th of them NumericalError, the position before it.
     """
     hyper = Hyper(*(np.float32(number) for number in hyper))
-    state = programs.init(np.uint32(seed), np.float32(init_scale))
-    best, waited, done, pace = (-np.inf, -np.inf), 0, 0, None
-    for epoch in range(1, epochs + 1):
+    state, now = start or (programs.init(np.uint32(seed), np.float32(init_scale)), Position())
+    best, waited, done, pace, refused = now.score, now.waited, now.step, None, now.refused
+    for epoch in range(now.epoch + now.ended, epochs + 1):
+        if now.ended and (waited >= (patience or np.inf) or done >= (max_steps or np.inf)):
+            return
         order = plan(epoch - 1)
-        stop = len(order) if max_steps is None else min(len(order), max_steps - done)
-        at, seconds, logs = 0, 0.0, []
+        at, logs = (0, [EMPTY]) if now.ended else (now.batch, [now.log])
+        stop = len(order) if max_steps is None else min(len(order), at + max_steps - done)
+        seconds, news = 0.0, []
         while at < stop:
             until = stop if pace is None and stop <= 8 else min(stop, at + (8 if pace is None else max(1, int(pace))))
+            until = min(until, at + report_every - done % report_every) if report_every else until
             began = time.perf_counter()
             state, log, finite = programs.segment(state, hyper, programs.data, order, np.int32(at), np.int32(until))
             good = bool(finite)  # waits for the device
             spent = time.perf_counter() - began
             log = Log(*(np.asarray(field)[at:until] for field in log))
             if not good:
-                raise NumericalError(_not_finite(log, epoch, done))
-            pace, seconds = (until - at) * seconds_between / spent, seconds + spent
-            done, at = done + until - at, until
+                bad = int(np.flatnonzero(~(np.isfinite(log.loss) & np.isfinite(log.grad_norm)))[0])
+                numbers = float(log.loss[bad]), float(log.grad_norm[bad])
+                log, until = Log(*(field[:bad] for field in log)), at + bad
+            else:
+                pace = (until - at) * seconds_between / spent
+            done, at, seconds = done + until - at, until, seconds + spent
             logs.append(log)
-            if at < stop:
-                yield Report(epoch, done, at, log, None, None, False, seconds, state)
-        whole = Log(*(np.concatenate(fields).astype(np.float64) for fields in zip(*logs, strict=True)))
+            news.append(log)
+            if at < stop and (good or len(log.loss)):
+                now = Position(done, epoch, at, False, best, waited, refused, _joined(logs))
+                yield Report(epoch, done, at, _joined(news), None, None, False, seconds, state, now)
+                news = []
+            if not good:
+                guilty, last = Refused(done + 1, epoch, at, *numbers, order[at]), refused + 1 >= nonfinite_limit
+                if not last:
+                    refused, done, at = refused + 1, done + 1, at + 1
+                now = Position(done, epoch, at, False, best, waited, refused, _joined(logs))
+                yield Report(epoch, done, at, EMPTY, None, None, False, seconds, state, now, guilty)
+                if last:
+                    raise NumericalError(_not_finite(guilty))
+        whole = Log(*(field.astype(np.float64) for field in _joined(logs)))
         rows = max(whole.weight.sum(), 1.0)
         train = {"loss": float((whole.loss * whole.weight).sum() / rows), "accuracy": float(whole.correct.sum() / rows)}
         valid = measure(programs, state.params, valid_order)
         score = (valid["accuracy"], -valid["loss"])
         improved = score > best
         best, waited = (score, 0) if improved else (best, waited + 1)
-        yield Report(epoch, done, at, logs[-1], train, valid, improved, seconds, state)
-        if (patience is not None and waited >= patience) or (max_steps is not None and done >= max_steps):
-            return
+        now = Position(done, epoch, at, True, best, waited, refused)
+        yield Report(epoch, done, at, _joined(news), train, valid, improved, seconds, state, now)
+
+
+def _joined(logs):
+    return Log(*(np.concatenate(fields) for fields in zip(EMPTY, *logs, strict=True)))
 
 
 def measure(programs: Programs, params, order: np.ndarray) -> dict:
@@ -334,9 +363,8 @@ def _padded(programs, order):
     return full
 
 
-def _not_finite(log, epoch, done):
-    bad = int(np.flatnonzero(~(np.isfinite(log.loss) & np.isfinite(log.grad_norm)))[0])
+def _not_finite(update):
     return (
-        f"update {done + bad + 1} (epoch {epoch}) is not finite: loss {log.loss[bad]:g}, gradient norm "
-        f"{log.grad_norm[bad]:g}; it was not applied. Lower optimizer.learning_rate or set clip_global_norm"
+        f"update {update.step} (epoch {update.epoch}) is not finite: loss {update.loss:g}, gradient norm "
+        f"{update.grad_norm:g}; it was not applied. Lower optimizer.learning_rate or set clip_global_norm"
     )

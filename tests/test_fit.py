@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn import fit, optimizers
+from jaxrnn import fit, optimizers, resuming
 from jaxrnn.errors import NumericalError
 from jaxrnn.types import Corpus, Hyper
 
@@ -151,6 +151,59 @@ def test_two_devices_are_one(corpus):
         report = list(fit.fit(programs, quiet, lambda epoch, o=order: o, VALID, seed=0, epochs=3))[-1]
         results.append((report, fit.whole(programs, report.state.params)))
     (one, params), (two, others) = results
+    start = resuming.placed(programs, resuming.kept(programs, two.state))  # the table of 9 rows fills 10 on two devices
+    for a, b in zip(jax.tree.leaves(start[:3]), jax.tree.leaves(two.state[:3]), strict=True):
+        assert a.sharding == b.sharding
+        np.testing.assert_array_equal(a, b)
     assert one.train == pytest.approx(two.train, rel=1e-5) and one.valid == pytest.approx(two.valid, rel=1e-5)
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(others), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def digest(programs, report):
+    """Everything a run remembers, as bytes."""
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(resuming.kept(programs, report.state))]
+
+
+def run(programs, *, start=None, hyper=NUMBERS, **settings):
+    """The reports of a run, each with its state as it was then on disk, and the losses of all its updates."""
+    settings = {"seed": 0, "epochs": 4, "report_every": 1} | settings
+    reports, states, losses = [], [], []
+    for report in fit.fit(programs, hyper, lambda e: np.roll(ORDER, e, 0), VALID, start=start, **settings):
+        reports.append(report)
+        states.append(resuming.kept(programs, report.state))
+        losses.extend(float(loss).hex() for loss in report.log.loss)
+    return reports, states, losses
+
+
+def test_a_run_taken_up_at_any_report_is_the_run_that_never_stopped(programs):
+    reports, states, losses = run(programs, patience=3)
+    assert [report.step for report in reports] == list(range(1, len(losses) + 1))
+    for at in range(len(reports) - 1):
+        start = resuming.placed(programs, states[at]), reports[at].position
+        more, ends, rest = run(programs, start=start, patience=3)
+        assert rest == losses[at + 1 :], at
+        assert [r[:3] for r in more] == [r[:3] for r in reports[at + 1 :]]
+        assert [(r.train, r.valid, r.best) for r in more] == [(r.train, r.valid, r.best) for r in reports[at + 1 :]]
+        for one, other in zip(jax.tree.leaves(ends[-1]), jax.tree.leaves(states[-1]), strict=True):
+            assert one.tobytes() == other.tobytes()
+    assert run(programs, start=(resuming.placed(programs, states[-1]), reports[-1].position), patience=3)[0] == []
+
+
+def test_reports_fall_on_the_steps_asked_for(programs):
+    reports, _, losses = run(programs, report_every=2, max_steps=7)
+    assert {2, 4, 6, 7} <= {report.step for report in reports} and len(losses) == 7
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_an_update_that_is_not_finite_can_be_left_out_and_counted(programs):
+    hot = Hyper(1e38)
+    seen = []
+    with pytest.raises(NumericalError, match="not finite"):
+        for report in fit.fit(programs, hot, lambda e: ORDER, VALID, seed=0, epochs=9, nonfinite_limit=3):
+            seen.append((report, digest(programs, report)))
+    refused = [(r, d) for r, d in seen if r.refused]
+    assert [r.refused.step for r, _ in refused] == [2, 3, 4] and [r.refused.batch for r, _ in refused] == [1, 2, 0]
+    assert refused[0][0].refused.rows.tolist() == ORDER[1].tolist()
+    assert refused[0][1] == refused[1][1] == refused[2][1] == seen[0][1]
+    assert [r.position.refused for r, _ in refused] == [1, 2, 2] and refused[2][0].position.step == 3

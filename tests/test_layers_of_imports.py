@@ -14,7 +14,7 @@ LAYER = {
     **dict.fromkeys(["types", "errors"], NOUNS),
     **dict.fromkeys(["activations", "initializers", "projection", "cells", "unroll"], NETWORK),
     **dict.fromkeys(["layers", "heads", "outputs", "model"], NETWORK),
-    **dict.fromkeys(["fit", "optimizers", "population", "insight", "flow", "attribution"], LEARNING),
+    **dict.fromkeys(["fit", "resuming", "optimizers", "population", "insight", "flow", "attribution"], LEARNING),
     **dict.fromkeys(["config", "text", "data", "runs", "loggers", "plots", "baselines", "metrics", "sweeps"], WORLD),
     **dict.fromkeys(["settings", "vocabulary", "devices", "artefact"], WORLD),
     **dict.fromkeys(["steptable", "picture", "page", "behaviour"], WORLD),

@@ -1,0 +1,69 @@
+"""What a run must remember to be taken up between two updates: the state as numpy arrays, and where it stands.
+
+The state on disk is that of one device: the rows that only fill up the last of several devices are left away on the
+way out and put back on the way in, so the same file serves any number of devices.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrnn.types import Array, TrainState
+
+
+class Log(NamedTuple):
+    """One number per update of an epoch, [S]."""
+
+    loss: Array  # mean over the batch, nats
+    correct: Array
+    weight: Array
+    grad_norm: Array  # before clipping
+
+
+EMPTY = Log(*(np.zeros(0, np.float32) for _ in Log._fields))
+
+
+class Refused(NamedTuple):
+    """An update that was not finite and so was not applied."""
+
+    step: int  # it would have been this one, all epochs
+    epoch: int
+    batch: int  # counts from 0
+    loss: float
+    grad_norm: float
+    rows: np.ndarray  # row numbers of the corpus
+
+
+class Position(NamedTuple):
+    """Where training stands, beside its TrainState."""
+
+    step: int = 0  # updates so far, all epochs
+    epoch: int = 1  # under way, or just ended; counts from 1
+    batch: int = 0  # updates of it so far
+    ended: bool = False  # it has been measured: what follows is the next epoch
+    score: tuple[float, float] = (-np.inf, -np.inf)  # of the best epoch: validation accuracy, minus loss
+    waited: int = 0  # epochs since then
+    refused: int = 0  # updates that were not finite
+    log: Log = EMPTY  # numpy, of this epoch's updates so far
+
+
+def kept(programs: Any, state: TrainState) -> TrainState:
+    """The state as numpy arrays of their own, the key as its numbers, without filler rows."""
+    state = state._replace(key=jax.random.key_data(state.key))
+    return jax.tree.map(lambda leaf, like: np.array(leaf)[tuple(map(slice, like.shape))], state, programs.kept)
+
+
+def placed(programs: Any, state: TrainState) -> TrainState:
+    """A state of `kept` on the devices of the programs, as they take it."""
+
+    def put(leaf, like):
+        full = np.zeros(like.shape, like.dtype)
+        full[tuple(map(slice, leaf.shape))] = leaf
+        return jax.device_put(full, like.sharding, may_alias=False)  # segment gives its state away: no memory of ours
+
+    like = programs.placed
+    params, optimizer, step = jax.tree.map(put, (state.params, state.optimizer, state.step), like[:3])
+    key = jax.device_put(jax.random.wrap_key_data(jnp.asarray(state.key)), like.key.sharding)
+    return TrainState(params, optimizer, step, key)
