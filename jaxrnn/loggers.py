@@ -6,15 +6,15 @@ probability of its label, and "loss_base10": -log10 of it, beside the loss in na
 """
 
 import csv as table
-import json
 import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from jaxrnn.checkpoints import storing
 from jaxrnn.errors import ConfigurationError, unknown
-from jaxrnn.runs import storing
+from jaxrnn.runs import append_line
 
 LINES = 100  # a plain log has no more epoch lines than about this
 BAR = 24  # characters
@@ -89,30 +89,26 @@ def jsonl(folder: Path, stream: TextIO | None = None, epochs: int = 1) -> Logger
     """metrics.jsonl: every record, one JSON object per line."""
     path = folder / "metrics.jsonl"
     with storing(path):
-        file = path.open("a", encoding="utf-8")
+        path.open("a").close()
 
     def write(record: Mapping[str, Any]) -> None:
-        with storing(path):
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-            file.flush()
+        append_line(path, record)
 
-    return Logger(epoch=write, step=write, close=file.close)
+    return Logger(epoch=write, step=write)
 
 
 def csv(folder: Path, stream: TextIO | None = None, epochs: int = 1) -> Logger:
     """metrics.csv: one row per epoch, for a spreadsheet."""
     path = folder / "metrics.csv"
     with storing(path):
-        file = path.open("w", encoding="utf-8", newline="")
+        file = path.open("a", encoding="utf-8", newline="")
     rows = table.writer(file, lineterminator="\n")
     columns = ["epoch", "step", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "seconds"]
-    started: list[bool] = []
 
     def write(record: Mapping[str, Any]) -> None:
         with storing(path):
-            if not started:
+            if not file.tell():
                 rows.writerow(columns)
-                started.append(True)
             train, valid = record["train"], record["valid"]
             values = (train["loss"], train["accuracy"], valid["loss"], valid["accuracy"], record["seconds"])
             rows.writerow([record["epoch"], record["step"], *values])

@@ -1,17 +1,18 @@
-"""The run folder: made once, written aside and renamed, read back as a stranger's.
+"""The run folder: locked by who writes it, written aside and renamed, read back as a stranger's.
 
     config.yaml overrides.json environment.json vocabulary.json data_report.json metrics.jsonl summary.json plots/
+    run.lock {"pid", "host", "since"}        held while a process writes here; the kernel lets go when it dies
+    checkpoints/                             checkpoints.py
     model/ params.safetensors model.json vocabulary.json manifest.json      {"files": {name: {"bytes", "sha256"}}}
 
 Nothing here runs what it reads: JSON and safetensors only, sizes and sha256 compared before anything is parsed.
 """
 
 import errno
-import hashlib
 import json
 import os
 import secrets
-import shutil
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,25 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrnn.checkpoints import arrays, commit, packed, parsed, read_json, storing, verified, write_synced
 from jaxrnn.errors import ArtefactError, BusyError, StorageError
 
 ROOT = Path("runs")
 MODEL_FILES = ("model.json", "params.safetensors", "vocabulary.json")
-LARGEST_JSON = 64 << 20  # bytes of a JSON file that is worth parsing
-
-
-@contextmanager
-def storing(path: Path) -> Iterator[None]:
-    """OSError becomes StorageError: which path, why, how much room there is."""
-    try:
-        yield
-    except OSError as error:
-        room = ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            held = next((p for p in (path, *path.parents) if p.exists()), Path())
-            room = f"; {shutil.disk_usage(held).free:,} bytes are free there"
-        why = error.strerror or str(error)
-        raise StorageError(f"cannot write {path}: {why}{room}; another place is hydra.run.dir=DIR") from error
 
 
 def new_folder(experiment: str, *, prefix: str = "", root: Path = ROOT) -> Path:
@@ -71,12 +58,65 @@ def claim(path: Path, name: str, content: str) -> Path:
     return path
 
 
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Be the one process that writes into this folder, which is made if need be; BusyError names who is already."""
+    import fcntl
+
+    path = run / "run.lock"
+    with storing(path):
+        run.mkdir(parents=True, exist_ok=True)
+        held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = _holder(os.pread(held, 4096, 0))
+            raise BusyError(f"{run} is being written by {who}: wait, or choose another folder") from None
+        record = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        with storing(path):
+            os.ftruncate(held, 0)
+            os.pwrite(held, json.dumps(record).encode(), 0)
+        yield
+    finally:
+        os.close(held)
+
+
+def _holder(content: bytes) -> str:
+    try:
+        record = json.loads(content)
+        return f"process {int(record['pid'])} on {str(record['host'])[:100]!r} since {str(record['since'])[:40]}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """One JSON object as a line of its own, in one write: lines of several writers do not mix."""
+    with storing(path):
+        held = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        try:
+            line = (json.dumps(record, allow_nan=False) + "\n").encode()
+            if os.write(held, line) != len(line):
+                raise OSError(errno.ENOSPC, "half a line was written")
+        finally:
+            os.close(held)
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The records of a .jsonl file; half a line at its end is ignored, anywhere else it is an ArtefactError."""
+    try:
+        *lines, _ = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise ArtefactError(f"{path}: {error.strerror}") from None
+    return [parsed(line, path) for line in lines]
+
+
 def write(path: Path, content: bytes | str) -> None:
     """The whole file or none of it: written aside, synced, renamed."""
     aside = path.with_name(f"{path.name}.tmp-{secrets.token_hex(3)}")
     with storing(path):
         try:
-            _write_synced(aside, content.encode() if isinstance(content, str) else content)
+            write_synced(aside, content.encode() if isinstance(content, str) else content)
             os.replace(aside, path)
         except BaseException:
             aside.unlink(missing_ok=True)
@@ -91,21 +131,6 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    held = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(held)
-    finally:
-        os.close(held)
-
-
 class Saved(NamedTuple):
     """What a model/ folder holds."""
 
@@ -115,89 +140,34 @@ class Saved(NamedTuple):
 
 
 def save_model(run: Path, saved: Saved) -> Path:
-    """Write model/ aside, sync, rename, sync its parent, open it again and verify."""
-    from safetensors.numpy import save
-
+    """Commit model/, in the place of the one there was, and open it again."""
     content = {
         "model.json": json.dumps(saved.settings, indent=1, ensure_ascii=False, allow_nan=False).encode(),
-        "params.safetensors": save({name: np.asarray(array, order="C") for name, array in saved.arrays.items()}),
+        "params.safetensors": packed(saved.arrays),
         "vocabulary.json": saved.vocabulary.encode(),
     }
-    files = {n: {"bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in content.items()}
-    content["manifest.json"] = json.dumps({"files": files}, indent=1).encode()
-    final = run / "model"
-    aside = run / f"model.tmp-{secrets.token_hex(3)}"
-    with storing(final):
-        try:
-            aside.mkdir()
-            for name, data in content.items():
-                _write_synced(aside / name, data)
-            _sync_folder(aside)
-            os.rename(aside, final)
-            _sync_folder(run)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
+    commit(run / "model", content, {})
     load_model(run)
-    return final
+    return run / "model"
 
 
 def load_model(run: Path) -> Saved:
     """The model of a run. Each file is compared with the manifest, then parsed; ArtefactError says what differs."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     folder = run / "model"
     if not folder.is_dir():
         raise ArtefactError(f"{run} holds no model/: expected a run folder that jaxrnn.train has written")
-    manifest = read_json(folder / "manifest.json")
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or sorted(files) != sorted(MODEL_FILES):
+    _, content = verified(folder)
+    if sorted(content) != sorted(MODEL_FILES):
         raise ArtefactError(f"{folder / 'manifest.json'}: expected the files {', '.join(MODEL_FILES)}")
-    content = {name: _verified(folder / name, files[name]) for name in MODEL_FILES}
-    try:
-        arrays = load(content["params.safetensors"])
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ArtefactError(f"{folder / 'params.safetensors'} is not a safetensors file: {error}") from None
-    settings = _parsed(content["model.json"], folder / "model.json")
+    named = arrays(content["params.safetensors"], folder / "params.safetensors")
+    settings = parsed(content["model.json"], folder / "model.json")
     if not isinstance(settings, dict):
         raise ArtefactError(f"{folder / 'model.json'}: expected a JSON object")
     try:
         vocabulary = content["vocabulary.json"].decode()
     except UnicodeDecodeError as error:
         raise ArtefactError(f"{folder / 'vocabulary.json'}: not UTF-8: {error}") from None
-    return Saved(settings, arrays, vocabulary)
-
-
-def _verified(path: Path, expected: Any) -> bytes:
-    size, sha256 = (expected.get("bytes"), expected.get("sha256")) if isinstance(expected, dict) else (None, None)
-    try:
-        found = path.stat().st_size
-        if found != size:
-            raise ArtefactError(f"{path} is damaged: {found:,} bytes, the manifest says {size}")
-        content = path.read_bytes()
-    except OSError as error:
-        raise ArtefactError(f"{path}: {error.strerror}") from None
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise ArtefactError(f"{path} is damaged: its sha256 is not the manifest's")
-    return content
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file from a run folder; ArtefactError for anything else."""
-    try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise ArtefactError(f"{path}: {path.stat().st_size:,} bytes, expected at most {LARGEST_JSON:,}")
-        return _parsed(path.read_bytes(), path)
-    except OSError as error:
-        raise ArtefactError(f"{path}: {error.strerror}") from None
-
-
-def _parsed(content: bytes, path: Path) -> Any:
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ArtefactError(f"{path} is not JSON: {error}") from None
+    return Saved(settings, named, vocabulary)
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:
@@ -207,20 +177,20 @@ def flat(tree: Any) -> dict[str, np.ndarray]:
     return {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def filled(template: Any, arrays: Mapping[str, np.ndarray], where: str) -> Any:
-    """`template` (shapes) with its leaves from `arrays`; ArtefactError names a leaf that is missing, extra or other."""
+def filled(template: Any, named: Mapping[str, np.ndarray], where: str) -> Any:
+    """`template` (shapes) with its leaves from `named`; ArtefactError names a leaf that is missing, extra or other."""
     import jax
 
     leaves, structure = jax.tree_util.tree_flatten_with_path(template)
     names = [_name(path) for path, _ in leaves]
-    strange = sorted(set(arrays) - set(names))
+    strange = sorted(set(named) - set(names))
     if strange:
         raise ArtefactError(f"{where}: array {strange[0]!r} is not part of the recorded network ({', '.join(names)})")
     values = []
     for name, (_, leaf) in zip(names, leaves, strict=True):
-        if name not in arrays:
+        if name not in named:
             raise ArtefactError(f"{where}: array {name!r} of the recorded network is missing")
-        found = arrays[name]
+        found = named[name]
         if found.shape != leaf.shape or found.dtype != leaf.dtype:
             raise ArtefactError(
                 f"{where}: array {name!r} is {found.dtype}{list(found.shape)}, "

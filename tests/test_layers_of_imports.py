@@ -15,7 +15,7 @@ LAYER = {
     **dict.fromkeys(["activations", "initializers", "projection", "cells", "unroll"], NETWORK),
     **dict.fromkeys(["layers", "heads", "outputs", "model"], NETWORK),
     **dict.fromkeys(["fit", "resuming", "optimizers", "population", "insight", "flow", "attribution"], LEARNING),
-    **dict.fromkeys(["config", "text", "data", "runs", "loggers", "plots", "baselines", "metrics", "sweeps"], WORLD),
+    **dict.fromkeys(["config", "text", "data", "runs", "checkpoints", "loggers", "plots", "baselines", "metrics", "sweeps"], WORLD),
     **dict.fromkeys(["settings", "vocabulary", "devices", "artefact"], WORLD),
     **dict.fromkeys(["steptable", "picture", "page", "behaviour"], WORLD),
     **dict.fromkeys(["train", "evaluate", "predict", "explain", "report", "export", "doctor"], COMMANDS),
