@@ -32,7 +32,7 @@ def rectangle(corpus, rows: np.ndarray, longest: int | None = None) -> tuple[np.
 
 
 def weights(draw: np.random.Generator, vocabulary: int) -> dict[str, np.ndarray]:
-    """First weights as jaxrnn draws them: table normal(0.1), input and readout Glorot uniform, recurrence orthogonal."""
+    """First weights as jaxrnn draws them: table normal(0.1), W_xh and W_hy Glorot uniform, W_hh orthogonal."""
 
     def glorot(rows: int, columns: int) -> np.ndarray:
         return draw.uniform(-1, 1, (rows, columns)) * math.sqrt(6 / (rows + columns))

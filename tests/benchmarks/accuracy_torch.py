@@ -1,6 +1,6 @@
 """SST-2 sentences in plain PyTorch, as the accuracy race runs it: packed rows, the mean of the states, fused Adam.
 
-    python -m tests.benchmarks.accuracy_torch data=FOLDER seed=0 epochs=10 threads=2
+python -m tests.benchmarks.accuracy_torch data=FOLDER seed=0 epochs=10 threads=2
 """
 
 import numpy as np
@@ -22,11 +22,10 @@ class Net(nn.Module):
         self.rnn = nn.RNN(shared.SIZE, shared.SIZE)
         self.readout = nn.Linear(shared.SIZE, 2)
         with torch.no_grad():
-            for p, name in ((self.rnn.weight_ih_l0, "W_xh"), (self.rnn.weight_hh_l0, "W_hh"),
-                            (self.rnn.bias_ih_l0, "b_h"), (self.readout.weight, "W_hy"),
-                            (self.readout.bias, "b_y")):  # fmt: skip
-                p.copy_(first[name])
-            self.rnn.bias_hh_l0.zero_()
+            for name, key in {"rnn.weight_ih_l0": "W_xh", "rnn.weight_hh_l0": "W_hh", "rnn.bias_ih_l0": "b_h",
+                              "readout.weight": "W_hy", "readout.bias": "b_y"}.items():  # fmt: skip
+                self.get_parameter(name).copy_(first[key])
+            self.rnn.get_parameter("bias_hh_l0").zero_()
 
     def forward(self, tokens, length):
         xs = self.embedding(tokens.T)

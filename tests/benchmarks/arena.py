@@ -26,10 +26,11 @@ from tests.benchmarks.problem import WRONG, Problem
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("jaxrnn", "jax", "jaxlib", "optax", "numpy", "torch", "flax", "equinox", "dm-haiku", "keras")
-NEEDS = {"haiku": "haiku", "torch": "torch", "flax": "flax", "equinox": "equinox", "keras": "keras"}
+NEEDS = ("torch", "flax", "equinox", "haiku", "keras")
 TURN = 0.1  # seconds of one contestant before the next
 SETTLE = 0.05  # seconds after a turn, for threads that spin a while before they sleep
 WARM_UPS = 5
+Contender = tuple[str, dict[str, Any], dict[str, list[Any]]]  # module, fixed options, knobs
 
 
 class Failed(Exception):
@@ -90,8 +91,9 @@ def command(words: list[str], *, cache: str, folder: str) -> "subprocess.Popen[s
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
     environment |= {"PYTHONPATH": _path(), "XDG_CACHE_HOME": cache, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
     line = [sys.executable, "-m", *words]
-    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    return subprocess.Popen(line, cwd=folder, env=environment, **quiet)
+    return subprocess.Popen(
+        line, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
 
 
 def _path() -> str:
@@ -99,7 +101,7 @@ def _path() -> str:
 
 
 def installed(library: str) -> bool:
-    return library not in NEEDS or importlib.util.find_spec(NEEDS[library]) is not None
+    return library not in NEEDS or importlib.util.find_spec(library) is not None
 
 
 def spread(seconds: Sequence[float]) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def best(
 
     The winner joins `workers`. None, and a line said, for a library that is not installed or fails in every setting.
     """
-    if not installed(options.get("library", name)):
+    if not installed("torch" if module == "peers_torch" else options.get("library", "jaxrnn")):
         say(f"{name}: not installed")
         return None
     kept: tuple[float, Worker] | None = None
@@ -207,7 +209,8 @@ def environment() -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "cpu": cpu(), "flags_of_ours": f"--{devices.FUSIONS}=", "cores": cores, "load": os.getloadavg()[0], "python": platform.python_version(),
+        "cpu": cpu(), "flags_of_ours": f"--{devices.FUSIONS}=", "cores": cores,
+        "load": os.getloadavg()[0], "python": platform.python_version(),
         "versions": versions, "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }  # fmt: skip
 
@@ -226,6 +229,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="the smallest sizes and few repeats: does it run?")
     parser.add_argument("--only", nargs="+", metavar="SHAPE", help="these shapes, in place of all")
+    parser.add_argument("--contestants", nargs="+", metavar="WHO", help="these, in place of all")
     parser.add_argument("--json", action="store_true", help="nothing but the JSON line")
     parser.add_argument("--data", default="../shared/data", help="the folder of the data sets")
     parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))

@@ -1,6 +1,6 @@
 """What no step can be faster than: its products as large GEMMs, and Adam alone over all parameters, in place.
 
-    FLOPs of a step = 6 B T H (E + H) * gates        (forward, and twice that backward)
+FLOPs of a step = 6 B T H (E + H) * gates        (forward, and twice that backward)
 """
 
 import time

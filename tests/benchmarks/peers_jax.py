@@ -85,7 +85,8 @@ def flax(problem: Problem, unroll: int) -> Peer:
     net = Net(nnx.Rngs(0))
     for name, variable in leaves(net).items():
         variable[...] = p[name].T if name.startswith("W_") else p[name]
-    graph, params, rest = nnx.split(net, nnx.Param, ...)
+    parts: Any = nnx.split(net, nnx.Param, ...)
+    graph, params, rest = parts
 
     def named(tree):
         found = {name: np.asarray(v[...]) for name, v in leaves(nnx.merge(graph, tree, rest)).items()}
@@ -116,6 +117,7 @@ def equinox(problem: Problem, unroll: int) -> Peer:
         def __call__(self, tokens):  # [T], one row
             xs = jax.vmap(self.embedding)(tokens)
             begin = (jnp.zeros(H), jnp.zeros(H)) if problem.cell == "lstm" else jnp.zeros(H)
+            end: Any
             end, _ = jax.lax.scan(lambda state, x: (self.cell(x, state), None), begin, xs, unroll=unroll)
             return self.readout(end[0] if problem.cell == "lstm" else end)
 
@@ -125,7 +127,7 @@ def equinox(problem: Problem, unroll: int) -> Peer:
         cell = (eqx.nn.GRUCell if problem.cell == "gru" else eqx.nn.LSTMCell)(E, H, key=key)
     net = Net(eqx.nn.Embedding(weight=jnp.asarray(p["table"])), cell, eqx.nn.Linear(H, CLASSES, key=key))
 
-    def leaves(net):
+    def leaves(net) -> dict[str, Any]:
         c = net.cell
         inner = ({"W_xh": c.into.weight, "W_hh": c.back.weight, "b_h": c.into.bias} if problem.cell == "vanilla" else
                  {"W_xh": c.weight_ih, "W_hh": c.weight_hh, "b_h": c.bias})  # fmt: skip
@@ -169,7 +171,7 @@ def haiku(problem: Problem, unroll: int) -> Peer:
         _, end = hk.dynamic_unroll(core, xs, core.initial_state(tokens.shape[1]), unroll=unroll)
         return hk.Linear(CLASSES, name="readout")(end.hidden if problem.cell == "lstm" else end)
 
-    net = hk.without_apply_rng(hk.transform(forward))
+    net: Any = hk.without_apply_rng(hk.transform(forward))
     i, f, g, o = np.split(np.arange(4 * H), 4)
     theirs = np.concatenate([i, g, f, o])  # the order of hk.LSTM's gates, which adds 1 to the forget bias itself
     one = np.zeros(4 * H, np.float32)

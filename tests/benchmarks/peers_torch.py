@@ -2,13 +2,14 @@
 
 import itertools
 import time
+from typing import Any
 
 import numpy as np
 
 from tests.benchmarks.problem import CLASSES, EPS, GATES, RATE, Problem, batches, parameters
 from tests.benchmarks.worker import Contestant
 
-ADAM = {"default": {}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+ADAM: dict[str, dict[str, Any]] = {"default": {}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 
 
 def network(problem: Problem, *, sparse: bool = False):

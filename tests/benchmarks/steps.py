@@ -12,14 +12,14 @@ from tests.benchmarks.problem import GATES, SHAPES, Problem
 
 FLAGS = ["ours", "default"]
 LIBRARIES = ("torch", "flax", "equinox", "keras", "haiku")
-MANY = {"flags": FLAGS, "many": [True, False], "unroll": [1, 4]}
-KERAS = {"flags": FLAGS, "many": [True, False], "step": ["jit", "own"]}
+MANY: dict[str, list[Any]] = {"flags": FLAGS, "many": [True, False], "unroll": [1, 4]}
+KERAS: dict[str, list[Any]] = {"flags": FLAGS, "many": [True, False], "step": ["jit", "own"]}
 ADAM = ["fused", "foreach", "default"]
 
 
-def contenders(cores: int) -> dict[str, tuple[str, dict[str, Any], dict[str, list]]]:
+def contenders(cores: int) -> dict[str, arena.Contender]:
     """name -> module, fixed options, knobs of which the fastest values are found."""
-    found: dict[str, tuple[str, dict[str, Any], dict[str, list]]] = {
+    found: dict[str, arena.Contender] = {
         "gemm": ("floor", {"part": "gemm"}, {"flags": FLAGS}),
         "adam": ("floor", {"part": "adam"}, {"flags": FLAGS}),
         "ours 1": ("ours", {"count": 1}, {}),
@@ -69,6 +69,7 @@ def summary(problem: Problem, found: dict[str, dict[str, Any]]) -> dict[str, Any
 
 def line(shape: str, row: dict[str, Any], names: list[str]) -> list[str]:
     """Cells of the printed table."""
+
     def ms(value):
         return "-" if value is None else f"{value:.3g}"
 
@@ -80,7 +81,6 @@ def line(shape: str, row: dict[str, Any], names: list[str]) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     parser = arena.arguments(__doc__ or "")
     parser.add_argument("--cells", nargs="+", default=list(GATES), choices=list(GATES))
-    parser.add_argument("--contestants", nargs="+", help="these, in place of all")
     parser.add_argument("--seconds", type=float, default=2.0, help="of measuring at most, per contestant")
     given = parser.parse_args(argv)
     say = (lambda text: None) if given.json else (lambda text: print(text, flush=True))

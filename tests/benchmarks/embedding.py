@@ -1,0 +1,67 @@
+"""What does a wide vocabulary cost? One training step at V = 400,000, E = 300 (B = 64, T = 32, H = 128).
+
+    python -m tests.benchmarks.embedding [--quick] [--only vanilla gru lstm] [--json]
+
+Dense Adam moves every row of the table at every step, whatever the batch touches. What moves touched rows only is
+listed beside it: an option of ours where there is one (ROWS, tried by name), torch's SparseAdam. Those are other
+mathematics than dense Adam (rows that are not touched stay where they are), so only first losses are compared.
+`--only` names cells here. A contestant holds about 2.5 GB, all of them about 17: `--contestants` takes fewer.
+"""
+
+from typing import Any
+
+from tests.benchmarks import arena
+from tests.benchmarks.problem import Problem
+
+WIDE = ("vanilla", 400_000, 300, 128, 64, 32, 4)
+QUICK = ("vanilla", 4_000, 16, 8, 4, 6, 4)
+ROWS = ("lazy",)  # values of `ours.build(rows=...)` besides dense; one that is refused is said to be
+
+
+def contenders(cores: int) -> dict[str, arena.Contender]:
+    threads = sorted({cores, 1}, reverse=True)
+    adam: dict[str, list[Any]] = {"threads": threads, "adam": ["fused", "foreach"]}
+    found: dict[str, arena.Contender] = {f"ours {count} dense": ("ours", {"count": count}, {}) for count in (1, 2)}
+    for rows in ROWS:
+        found |= {f"ours {count} {rows}": ("ours", {"count": count, "rows": rows}, {}) for count in (1, 2)}
+    found |= {"torch dense": ("peers_torch", {}, adam), "torch sparse": ("peers_torch", {"sparse": True}, adam)}
+    return found | {"adam alone": ("floor", {"part": "adam"}, {})}
+
+
+def measure(problem: Problem, given, say) -> dict[str, Any]:
+    with arena.opened() as workers:
+        for name, (module, options, knobs) in contenders(arena.environment()["cores"]).items():
+            if given.contestants and name not in given.contestants:
+                continue
+            if given.quick:
+                knobs = {knob: values[:1] for knob, values in knobs.items()}
+            arena.best(workers, name, module, problem, options, knobs, say=say, tries=3, warm_ups=1)
+        found = arena.race(workers, repeats=3 if given.quick else 30, seconds=5.0)
+    losses = {name: it.pop("losses")[:1] for name, it in found.items()}
+    if "ours 1 dense" in losses:
+        for line in arena.same_path({n: x for n, x in losses.items() if x}, "ours 1 dense"):
+            say(f"DIFFERENT NUMBERS: {line}")
+    dense = min((it["ms"] for name, it in found.items() if name.startswith("ours") and "dense" in name), default=None)
+    ratios = {name: dense / it["ms"] for name, it in found.items() if dense}
+    return {"problem": problem._asdict(), "contestants": found, "times_faster_than_our_dense": ratios}
+
+
+def main(argv: list[str] | None = None) -> None:
+    given = arena.arguments(__doc__ or "").parse_args(argv)
+    say = (lambda text: None) if given.json else (lambda text: print(text, flush=True))
+    rows = []
+    for cell in given.only or ["vanilla"]:
+        problem = Problem(*(QUICK if given.quick else WIDE))._replace(cell=cell, device=given.device)
+        say(f"{cell}, V = {problem.V:,}, E = {problem.E} ...")
+        rows.append(measure(problem, given, say))
+    for row in rows:
+        times = row["times_faster_than_our_dense"]
+        cells = [[name, f"{it['ms']:.3g}", f"{times[name]:.2f}" if name in times else "-"]
+                 for name, it in row["contestants"].items()]  # fmt: skip
+        title = f"{row['problem']['cell']}, V = {row['problem']['V']:,}, E = {row['problem']['E']}: median ms per step"
+        say(arena.table(title, ["who", "ms", "our dense step / this"], cells))
+    print(arena.record("embedding", given, rows=rows))
+
+
+if __name__ == "__main__":
+    main()
