@@ -1,0 +1,257 @@
+"""python -m jaxrnn.explain RUN TEXT [--label L] [--json] [--html F] [--png F]: one text through a trained network.
+
+Forward, each step's input, products, state and the answer so far; backward, the gradient at each state and what the
+step adds to the gradient of each weight; how far the gradient travels; which words the answer rests on.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrnn import artefact, command, devices, runs
+from jaxrnn.errors import ConfigurationError, unknown
+
+DENSE = 1024  # the largest vocabulary whose one-hot words are written out as vectors; beyond it, as their number
+LEFT, RIGHT = "left to right", "right to left"
+
+
+def explain(
+    trained: artefact.Loaded, text: str, label: str | None = None, *, layer: int = 1, backward: bool = False
+) -> dict[str, Any]:
+    """The object of `--json`; `label` is the answer by default. Numbers that are not finite become None.
+
+    Computed in 64-bit floats: the gradient of an answer that is almost certain is lost in 32.
+    """
+    import jax
+
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, np.float64), trained.params)
+        return _explain(trained._replace(params=params), text, label, layer, backward)
+
+
+def _explain(trained: artefact.Loaded, text: str, label: str | None, layer: int, backward: bool) -> dict[str, Any]:
+    import jax.numpy as jnp
+
+    from jaxrnn import insight
+    from jaxrnn import text as texts
+
+    settings, labels = trained.record["network"], trained.labels
+    if label is not None and label not in labels:
+        raise ConfigurationError(unknown("label", label, labels))
+    parts = insight.anatomy(**settings)
+    if not 1 <= layer <= len(parts.cells):
+        raise ConfigurationError(f"--layer {layer}: expected 1 to {len(parts.cells)}")
+    if backward and len(parts.cells[0]) == 1:
+        raise ConfigurationError("--backward: this network reads in one direction only")
+    text = text.encode("utf-8", "replace").decode()  # half a character on the command line is no character
+    ids, _ = texts.encode_texts([text], trained.tokenizer, trained.vocabulary, trained.record["max_length"])
+    tokens = trained.tokenizer.split(text)
+    found: dict[str, Any] = {
+        "text": text,
+        "network": {key: settings.get(key) for key in ("cell", "activation", "hidden_size", "layers", "head")}
+        | {"layer": layer, "direction": RIGHT if backward else LEFT},
+        "tokens": len(tokens) + (trained.tokenizer.end and bool(tokens)),
+    }
+    if not len(ids):
+        return found | _of_nothing(trained, label)
+    names = tokens[: len(ids) - trained.tokenizer.end] + ["<end>"] * trained.tokenizer.end
+    so_far = np.asarray(insight.so_far(trained.model, parts, trained.params, jnp.asarray(ids)))
+    target = _target(so_far, parts.every, labels, label)
+    seen = insight.trace(trained.model, parts, trained.params, jnp.asarray(ids), jnp.asarray(target))
+    p = _probabilities(so_far)
+    told = label or labels[int(p[-1].argmax())]
+    which = layer - 1, int(backward)
+    found |= {"label": told, "probabilities": _named(labels, p[-1]), "loss": float(seen.loss)}
+    found |= {"steps": _steps(trained, parts, seen, which, names, ids, p)}
+    found |= _summary(trained, parts, seen, which) | {"attribution": _attribution(trained, parts, ids, target)}
+    return _finite(found)
+
+
+def _target(so_far, every: bool, labels, label):
+    best = so_far.argmax(-1) if so_far.shape[1] > 1 else (so_far[:, 0] > 0)
+    chosen = best if label is None else np.full(len(so_far), labels.index(label))
+    return (chosen if every else chosen[-1]).astype(np.int32)
+
+
+def _probabilities(logits: np.ndarray) -> np.ndarray:
+    from jaxrnn import metrics
+
+    return metrics.probabilities(logits)
+
+
+def _named(labels: Sequence[str], p: np.ndarray) -> dict[str, float]:
+    return dict(zip(labels, p.tolist(), strict=True))
+
+
+def _steps(trained, parts, seen, which, names, ids, p) -> list[dict[str, Any]]:
+    """One object per step of the chosen layer and direction."""
+    from jaxrnn import insight
+
+    layer, way = which
+    run, share = seen.passes[layer][way], seen.shares[layer][way]
+    params = insight.cell_params(parts, trained.params)[layer][way]
+    inputs = np.asarray(run.inputs)
+    if inputs.ndim == 1 and parts.one_hot <= DENSE:
+        inputs = np.eye(parts.one_hot)[inputs]
+    columns = {"input": inputs, "state": run.outputs, "delta": share.delta}
+    columns |= dict(zip(("from_input", "from_state"), insight.products(params, run), strict=True))
+    rows = {name: _lists(values, len(ids)) for name, values in columns.items()}
+    norms = {name: np.asarray(norm).tolist() for name, norm in _fields(share.norms).items()}
+    saturation = [None] * len(ids) if share.saturation is None else np.asarray(share.saturation).tolist()
+    grad = np.asarray(share.grad_state).tolist()
+    return [
+        {
+            "t": t + 1,
+            "token": names[t],
+            "known": int(ids[t]) != 1,
+            **{name: rows[name][t] for name in ("input", "from_input", "from_state", "state")},
+            "probabilities": _named(trained.labels, p[t]),
+            "grad_state_norm": grad[t],
+            "saturation": saturation[t],
+            "delta": rows["delta"][t],
+            "shares": {name: norm[t] for name, norm in norms.items()},
+        }
+        for t in range(len(ids))
+    ]
+
+
+def _lists(values, count: int) -> list:
+    if values is None:
+        return [None] * count
+    array = np.asarray(values)
+    if array.ndim == 1:
+        return array.tolist()
+    return [[float(f"{number:.9g}") for number in row] for row in array.tolist()]
+
+
+def _fields(params) -> dict[str, Any]:
+    return params._asdict() if hasattr(params, "_asdict") else {"params": params}
+
+
+def _summary(trained, parts, seen, which) -> dict[str, Any]:
+    """The gradients as sums of the shares, and how the gradient flows."""
+    from jaxrnn import flow, insight
+
+    layer, way = which
+    cell, params = parts.cells[layer][way], insight.cell_params(parts, trained.params)[layer][way]
+    share = seen.shares[layer][way]
+    found = flow.gradient_flow(cell, params, seen.passes[layer][way])
+    saturation = None if share.saturation is None else float(np.mean(share.saturation))
+    activation = trained.record["network"].get("activation", "")
+    return {
+        "spectral_radius": flow.spectral_radius(params.W_hh) if hasattr(params, "W_hh") else None,
+        "flow": {
+            "log_slope": found.log_slope,
+            "verdict": found.verdict,
+            "log_norms": found.log_norm.tolist(),
+            "fit": found.fit.tolist(),
+            "exact": found.exact,
+            "advice": flow.advice(found.verdict, cell.name, activation, saturation),
+        },
+        "gradients": {name: float(np.linalg.norm(total)) for name, total in _fields(share.total).items()},
+        "gradients_error": float(seen.error),
+    }
+
+
+def _attribution(trained, parts, ids, target) -> dict[str, Any] | None:
+    import jax.numpy as jnp
+
+    from jaxrnn import attribution
+
+    found = attribution.attributions(trained.model, parts, trained.params, jnp.asarray(ids), jnp.asarray(target))
+    if found is None:
+        return None
+    methods = ("leave_one_out", "gradient_input", "integrated")
+    pairs = [(one, other) for i, one in enumerate(methods) for other in methods[i + 1 :]]
+    values = {name: getattr(found, name) for name in methods}
+    return {
+        **{name: array.tolist() for name, array in values.items()},
+        "complete": found.complete,
+        "completeness_error": found.completeness_error,
+        "agreement": [
+            {"methods": [one, other], "rank_correlation": attribution.rank_correlation(values[one], values[other])}
+            for one, other in pairs
+        ],
+    }
+
+
+def _of_nothing(trained, label: str | None) -> dict[str, Any]:
+    """A text without tokens is answered at length zero, as predict does."""
+    from jaxrnn.types import Batch
+
+    batch = Batch(np.zeros((1, 1), np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32), np.ones(1, np.float32))
+    logits = np.asarray(trained.model.apply(trained.params, batch))
+    p = _probabilities(logits.reshape(-1, logits.shape[-1])[:1])[0]
+    told = label or trained.labels[int(p.argmax())]
+    return {
+        "label": told,
+        "probabilities": _named(trained.labels, p),
+        "loss": float(-np.log(p[trained.labels.index(told)])),
+        "steps": [],
+        "spectral_radius": None,
+        "flow": {"log_slope": None, "verdict": "healthy", "log_norms": [], "fit": [], "exact": True, "advice": []},
+        "gradients": {},
+        "gradients_error": 0.0,
+        "attribution": None,
+        "empty": True,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity."""
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list) else value
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command: -> exit code."""
+    parser = command.Parser(prog="jaxrnn-explain", description="Show the computation on a text, forward and backward.")
+    parser.add_argument("run", metavar="RUN", help="a run folder, a job folder of a sweep, or latest")
+    parser.add_argument("text", metavar="TEXT", help="the text; in quotes, as one argument")
+    parser.add_argument("--label", metavar="L", help="the label the loss is measured against; default: the answer")
+    parser.add_argument("--layer", metavar="N", type=int, default=1, help="which layer, from below; default: 1")
+    parser.add_argument("--backward", action="store_true", help="the direction that reads right to left")
+    parser.add_argument("--json", action="store_true", help="one JSON object in place of the tables")
+    parser.add_argument("--html", metavar="F", type=Path, help="write a page that needs nothing else")
+    parser.add_argument("--png", metavar="F", type=Path, help="write a picture")
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto", help="default: auto")
+    given = parser.parse_args(arguments)
+    devices.set_flags()
+    trained = artefact.load(runs.find(given.run))
+    import jax
+
+    devices.open_cache(lambda line: None)
+    with jax.default_device(*devices.choose(given.device)):
+        found = explain(trained, given.text, given.label, layer=given.layer, backward=given.backward)
+    if len(found["steps"]) < found["tokens"]:
+        print(f"jaxrnn.explain: cut to the first {len(found['steps']):,} of {found['tokens']:,} tokens, as in training "
+              "(max_length)", file=sys.stderr)  # fmt: skip
+    from jaxrnn import steptable
+
+    if given.html:
+        from jaxrnn import page
+
+        with runs.storing(given.html):
+            given.html.parent.mkdir(parents=True, exist_ok=True)
+            given.html.write_text(page.page(found), encoding="utf-8")
+    if given.png:
+        from jaxrnn import picture
+
+        picture.picture(found, given.png)
+    print(json.dumps(found, ensure_ascii=False, allow_nan=False) if given.json else steptable.tables(found))
+    return 0
+
+
+def entry() -> None:
+    command.run("explain", main)
+
+
+if __name__ == "__main__":
+    entry()
