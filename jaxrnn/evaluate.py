@@ -1,4 +1,4 @@
-"""python -m jaxrnn.evaluate RUN [--split test|valid|train] [--json]: a trained run, measured again on its own data.
+"""python -m jaxrnn.evaluate RUN [--split test|valid|train] [--behaviour] [--json]: a trained run, measured again.
 
 The data set is read again as the run recorded it; if it is not what the run was trained on, that is said, not measured.
 """
@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from jaxrnn import artefact, command, devices, runs
+from jaxrnn import artefact, command, devices, predict, runs
 from jaxrnn.errors import ArtefactError
 
 ROWS = 128  # of a batch
 
 
-def evaluate(run: str, split: str = "test", device: str = "auto") -> dict[str, Any]:
-    """The object of `--json`."""
+def evaluate(run: str, split: str = "test", device: str = "auto", *, behave: bool = False) -> dict[str, Any]:
+    """The object of `--json`; the temperature is that of the validation split."""
     devices.set_flags()
     folder = runs.find(run)
     trained = artefact.load(folder)
-    from jaxrnn import text
+    from jaxrnn import behaviour, text
 
+    good = behaviour.positive(trained.labels) if behave else 0
     dataset = dict(trained.record["dataset"])
     rows = artefact.splits(dataset.pop("name", ""), dataset)
     encoded = text.encode(rows, trained.tokenizer, max_length=trained.record["max_length"])
@@ -37,23 +38,40 @@ def evaluate(run: str, split: str = "test", device: str = "auto") -> dict[str, A
     (place,) = devices.choose(device)
     devices.open_cache(lambda line: None)
     corpus = encoded.corpus
-    order = text.plain_order(getattr(corpus, split), corpus.length, ROWS)
     with jax.default_device(place):
         data = fit.Data(corpus.tokens, corpus.offset, corpus.target)
         answers = jax.jit(fit.make_answers(trained.model, int(corpus.length.max())))
-        _, logits = answers(trained.params, data, order, np.int32(len(order)))
-    real = order >= 0
-    size = len(trained.vocabulary)
-    return {
-        "run": str(folder),
-        "split": split,
-        **metrics.measure(np.asarray(logits)[real], corpus.target[order[real]]),
-        "labels": trained.labels,
-        "baselines": {
-            "majority": baselines.majority(corpus, split),
-            "bag_of_words": baselines.bag_of_words(corpus, size, split),
-        },
-    }
+
+        def answered(rows):
+            order = text.plain_order(rows, corpus.length, ROWS)
+            _, logits = answers(trained.params, data, order, np.int32(len(order)))
+            return np.asarray(logits)[order >= 0], order[order >= 0]
+
+        logits, rows = answered(getattr(corpus, split))
+        valid, valid_rows = (logits, rows) if split == "valid" else answered(corpus.valid)
+        target = corpus.target[rows]
+        temperature = metrics.temperature(valid, corpus.target[valid_rows])
+        found = {
+            "run": str(folder),
+            "split": split,
+            **metrics.measure(logits, target),
+            "accuracy_bootstrap95": list(metrics.bootstrap_ci95(logits, target)),
+            "temperature": temperature,
+            "ece_at_temperature": metrics.ece(logits / temperature, target),
+            "accuracy_by_length": metrics.accuracy_by_length(logits, target, corpus.length[rows]),
+            "labels": trained.labels,
+            "baselines": {
+                "majority": baselines.majority(corpus, split),
+                "bag_of_words": baselines.bag_of_words(corpus, len(trained.vocabulary), split),
+            },
+        }
+        if behave:
+            answer = predict.predictor(trained)
+            found["behaviour"] = behaviour.measured(
+                lambda texts: answer(texts)[0].argmax(axis=1) == good,
+                behaviour.suite(int(corpus.length[corpus.train].max())),
+            )
+    return found
 
 
 def table(found: dict[str, Any]) -> str:
@@ -66,12 +84,21 @@ def table(found: dict[str, Any]) -> str:
         f"  majority           {found['baselines']['majority']['accuracy']:.4f}",
         f"  loss               {found['loss']:.4f} nats",
         f"  F1, macro          {found['f1_macro']:.4f}",
-        f"  calibration error  {found['ece']:.4f}",
+        f"  calibration error  {found['ece']:.4f}   at temperature {found['temperature']:.2f}: "
+        f"{found['ece_at_temperature']:.4f}",
+        *(
+            f"  {'{} to {} tokens'.format(*part['tokens']):<19}{part['accuracy']:.4f}   {part['rows']:,} rows"
+            for part in found["accuracy_by_length"]
+        ),
     ]
     width = max(8, *(len(label) + 2 for label in found["labels"]))
     lines.append(f"\n  {'true / answered':<{width + 8}}" + "".join(f"{label:>{width}}" for label in found["labels"]))
     for label, counts in zip(found["labels"], found["confusion"], strict=True):
         lines.append(f"  {label:<{width + 8}}" + "".join(f"{count:>{width},}" for count in counts))
+    if "behaviour" in found:
+        from jaxrnn import behaviour
+
+        lines += ["", behaviour.table(found["behaviour"])]
     return "\n".join(lines)
 
 
@@ -81,9 +108,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="a run folder, a job folder of a sweep, or latest")
     parser.add_argument("--split", choices=("test", "valid", "train"), default="test", help="default: test")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto", help="default: auto")
+    parser.add_argument("--behaviour", action="store_true", help="also negation, names, unknown words, long texts")
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     given = parser.parse_args(arguments)
-    found = evaluate(given.run, given.split, given.device)
+    found = evaluate(given.run, given.split, given.device, behave=given.behaviour)
     print(json.dumps(found, ensure_ascii=False) if given.json else table(found))
     return 0
 

@@ -1,5 +1,6 @@
 """Metrics and baselines against slow, obvious versions, and at the edges of float64."""
 
+import itertools
 import math
 
 import numpy as np
@@ -109,3 +110,54 @@ def test_the_bag_of_words_is_naive_bayes_on_presence(monkeypatch):
 def test_the_majority_is_that_of_training():
     data = corpus([[2]] * 6, [0, 1, 1, 0, 0, 1], [0, 1, 2], [3, 4, 5])
     assert baselines.majority(data) == {"accuracy": pytest.approx(1 / 3)}
+
+
+# --- honest evaluation
+
+
+def test_the_bootstrap_interval_is_near_the_exact_one_and_the_same_again():
+    generator = np.random.default_rng(0)
+    target = generator.integers(0, 2, 400)
+    logits = np.where(generator.random(400) < 0.8, 2 * target - 1, 1 - 2 * target)[:, None].astype(float)
+    found = metrics.bootstrap_ci95(logits, target)
+    exact = metrics.accuracy_ci95(int(400 * metrics.accuracy(logits, target)), 400)
+    assert found == pytest.approx(exact, abs=0.015) and found == metrics.bootstrap_ci95(logits, target)
+    low, high = metrics.bootstrap_ci95(logits, target, metrics.f1_macro, draws=100)
+    assert low < metrics.f1_macro(logits, target) < high
+
+
+@pytest.mark.parametrize("classes", [1, 4])
+def test_the_temperature_is_the_one_that_was_hidden(classes):
+    """Answers drawn from softmax(z), logits 3 z: the loss is least at 3; no other temperature on a grid does better."""
+    generator = np.random.default_rng(1)
+    z = generator.normal(size=(20_000, classes))
+    p = metrics.probabilities(z)
+    target = (p.cumsum(axis=1) < generator.random((len(p), 1))).sum(axis=1)
+    found = metrics.temperature(3 * z, target)
+    assert found == pytest.approx(3, rel=0.05)
+    assert metrics.ece(3 * z / found, target) < metrics.ece(3 * z, target)
+    best = metrics.loss(3 * z / found, target)
+    assert all(best <= metrics.loss(3 * z / t, target) + 1e-12 for t in np.geomspace(0.1, 10, 41))
+
+
+def test_mcnemar_counts_only_what_differs():
+    one, other = np.array([1] * 30 + [0] * 10), np.array([1] * 22 + [0] * 8 + [1] * 2 + [0] * 8)
+    tail = sum(math.comb(10, k) for k in range(3)) / 2**10
+    assert metrics.mcnemar(one, other) == metrics.mcnemar(other, one) == pytest.approx(2 * tail)
+    assert metrics.mcnemar(one, one) == 1
+    many = np.arange(4000) % 2
+    assert metrics.mcnemar(many, 1 - many) == pytest.approx(1, abs=0.02)
+    with pytest.raises(ValueError, match="same rows"):
+        metrics.mcnemar(one, other[:3])
+
+
+def test_accuracy_by_length_shares_every_row_out_once():
+    logits, target = drawn(3)
+    length = np.random.default_rng(5).integers(1, 30, len(target))
+    parts = metrics.accuracy_by_length(logits, target, length)
+    assert sum(part["rows"] for part in parts) == len(target) and len(parts) == 4
+    assert all(one["tokens"][1] < other["tokens"][0] for one, other in itertools.pairwise(parts))
+    right = sum(part["rows"] * part["accuracy"] for part in parts) / len(target)
+    assert right == pytest.approx(metrics.accuracy(logits, target))
+    (whole,) = metrics.accuracy_by_length(logits, target, np.full(len(target), 7))
+    assert whole["tokens"] == [7, 7] and whole["rows"] == len(target)
