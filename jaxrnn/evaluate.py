@@ -1,4 +1,4 @@
-"""python -m jaxrnn.evaluate RUN [--split test|valid|train] [--behaviour] [--json]: a trained run, measured again.
+"""python -m jaxrnn.evaluate RUN [--split S] [--detail] [--behaviour] [--json]: a trained run, measured again.
 
 The data set is read again as the run recorded it; if it is not what the run was trained on, that is said, not measured.
 """
@@ -15,8 +15,10 @@ from jaxrnn.errors import ArtefactError
 ROWS = 128  # of a batch
 
 
-def evaluate(run: str, split: str = "test", device: str = "auto", *, behave: bool = False) -> dict[str, Any]:
-    """The object of `--json`; the temperature is that of the validation split."""
+def evaluate(
+    run: str, split: str = "test", device: str = "auto", *, detail: bool = False, behave: bool = False
+) -> dict[str, Any]:
+    """The object of `--json`; with detail, the temperature is the one that suits the validation split."""
     devices.set_flags()
     folder = runs.find(run)
     trained = artefact.load(folder)
@@ -48,23 +50,26 @@ def evaluate(run: str, split: str = "test", device: str = "auto", *, behave: boo
             return np.asarray(logits)[order >= 0], order[order >= 0]
 
         logits, rows = answered(getattr(corpus, split))
-        valid, valid_rows = (logits, rows) if split == "valid" else answered(corpus.valid)
         target = corpus.target[rows]
-        temperature = metrics.temperature(valid, corpus.target[valid_rows])
         found = {
             "run": str(folder),
             "split": split,
             **metrics.measure(logits, target),
-            "accuracy_bootstrap95": list(metrics.bootstrap_ci95(logits, target)),
-            "temperature": temperature,
-            "ece_at_temperature": metrics.ece(logits / temperature, target),
-            "accuracy_by_length": metrics.accuracy_by_length(logits, target, corpus.length[rows]),
             "labels": trained.labels,
             "baselines": {
                 "majority": baselines.majority(corpus, split),
                 "bag_of_words": baselines.bag_of_words(corpus, len(trained.vocabulary), split),
             },
         }
+        if detail:
+            valid, valid_rows = answered(corpus.valid)
+            temperature = metrics.temperature(valid, corpus.target[valid_rows])
+            found |= {
+                "f1_macro_bootstrap95": list(metrics.bootstrap_ci95(logits, target, metrics.f1_macro)),
+                "temperature": temperature,
+                "ece_at_temperature": metrics.ece(logits / temperature, target),
+                "accuracy_by_length": metrics.accuracy_by_length(logits, target, corpus.length[rows]),
+            }
         if behave:
             answer = predict.predictor(trained)
             found["behaviour"] = behaviour.measured(
@@ -84,12 +89,8 @@ def table(found: dict[str, Any]) -> str:
         f"  majority           {found['baselines']['majority']['accuracy']:.4f}",
         f"  loss               {found['loss']:.4f} nats",
         f"  F1, macro          {found['f1_macro']:.4f}",
-        f"  calibration error  {found['ece']:.4f}   at temperature {found['temperature']:.2f}: "
-        f"{found['ece_at_temperature']:.4f}",
-        *(
-            f"  {'{} to {} tokens'.format(*part['tokens']):<19}{part['accuracy']:.4f}   {part['rows']:,} rows"
-            for part in found["accuracy_by_length"]
-        ),
+        f"  calibration error  {found['ece']:.4f}",
+        *(_details(found) if "temperature" in found else ()),
     ]
     width = max(8, *(len(label) + 2 for label in found["labels"]))
     lines.append(f"\n  {'true / answered':<{width + 8}}" + "".join(f"{label:>{width}}" for label in found["labels"]))
@@ -102,16 +103,29 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _details(found: dict[str, Any]) -> list[str]:
+    low, high = found["f1_macro_bootstrap95"]
+    return [
+        f"  at temperature {found['temperature']:<4.2f}{found['ece_at_temperature']:.4f}",
+        f"  F1, bootstrapped   {low:.4f} - {high:.4f}",
+        *(
+            f"  {'{} to {} tokens'.format(*part['tokens']):<19}{part['accuracy']:.4f}   {part['rows']:,} rows"
+            for part in found["accuracy_by_length"]
+        ),
+    ]
+
+
 def main(arguments: Sequence[str]) -> int:
     """The command: -> exit code."""
     parser = command.Parser(prog="jaxrnn-evaluate", description="Measure a trained run.")
     parser.add_argument("run", metavar="RUN", help="a run folder, a job folder of a sweep, or latest")
     parser.add_argument("--split", choices=("test", "valid", "train"), default="test", help="default: test")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto", help="default: auto")
+    parser.add_argument("--detail", action="store_true", help="also temperature, bootstrap, accuracy by length")
     parser.add_argument("--behaviour", action="store_true", help="also negation, names, unknown words, long texts")
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     given = parser.parse_args(arguments)
-    found = evaluate(given.run, given.split, given.device, behave=given.behaviour)
+    found = evaluate(given.run, given.split, given.device, detail=given.detail, behave=given.behaviour)
     print(json.dumps(found, ensure_ascii=False) if given.json else table(found))
     return 0
 

@@ -102,7 +102,7 @@ def sketch(vector: Sequence[float | None], most: int = 16) -> str:
 def vector(values: Any) -> str:
     if values is None or isinstance(values, int):
         return "-" if values is None else f"one-hot, number {values}"
-    return "[" + " ".join(f"{v:+.4f}" if v is not None else "-" for v in values) + "]"
+    return "[" + " ".join(f"{v:+.6f}" if v is not None else "-" for v in values) + "]"
 
 
 def tables(found: dict[str, Any]) -> str:

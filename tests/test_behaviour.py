@@ -79,9 +79,10 @@ def test_evaluate_tells_the_behaviour_of_a_run_and_refuses_other_labels(tmp_path
     assert command.exit_code("evaluate", evaluating.main, [*arguments, "--behaviour"]) == 0
     out = capsys.readouterr().out
     assert all(check.name in out for check in behaviour.suite())
-    found = evaluating.evaluate(str(run), device="cpu")
-    low, high = found["accuracy_bootstrap95"]
-    assert low <= found["accuracy"] <= high and "behaviour" not in found
+    found = evaluating.evaluate(str(run), device="cpu", detail=True)
+    low, high = found["f1_macro_bootstrap95"]
+    assert low <= found["f1_macro"] <= high and "behaviour" not in found
+    assert "tokens" in evaluating.table(found)
     assert sum(part["rows"] for part in found["accuracy_by_length"]) == found["rows"] == 40
     other = stored(tmp_path / "other", encoded.vocabulary.tokens, ["loc", "num"], dataset=data)
     assert command.exit_code("evaluate", evaluating.main, [str(other), "--behaviour"]) == 2
