@@ -4,6 +4,8 @@ Noise is an argument: key None means none. Dropout draws one mask per row and la
 Ghahramani 2016, "A theoretically grounded application of dropout in recurrent neural networks").
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -24,27 +26,20 @@ def one_hot(vocabulary_size: int) -> Layer:
     )
 
 
-def embedding(vocabulary_size: int, size: int, *, initializer: str = "normal", axis: str | None = None) -> Layer:
-    """A table [V, E]: token ids [T, B] -> its rows [T, B, E], with one dropout mask [B, E] per text.
+class Rows(NamedTuple):
+    """Rows of a table that were looked up already, in place of the table: its trainer looks up itself."""
 
-    With `axis`, the layer runs on one of the devices of that mesh axis, which holds its share of the rows of the table
-    and of the batch: the ids go to all, each answers for the rows it holds, and the answers are added up where the
-    text is. Its gradient then stays where its row lives, and so does the optimizer's memory of it.
-    """
+    values: Array  # [T, B, E]
+
+
+def embedding(vocabulary_size: int, size: int, *, initializer: str = "normal") -> Layer:
+    """A table [V, E]: token ids [T, B] -> its rows [T, B, E], with one dropout mask [B, E] per text."""
 
     def init(key):
         return initializers.named(initializer)(key, (vocabulary_size, size), jnp.float32)
 
-    def look_up(table, tokens):
-        if axis is None:
-            return table[tokens]
-        here = lax.all_gather(tokens, axis) - lax.axis_index(axis) * table.shape[0]  # [devices, T, B]
-        held = (here >= 0) & (here < table.shape[0])
-        found = jnp.where(held[..., None], table[jnp.where(held, here, 0)], 0)
-        return lax.psum_scatter(found, axis)
-
     def apply(table, tokens, length, key, rate):
-        return None, _locked_dropout(key, rate, look_up(table, tokens))
+        return None, _locked_dropout(key, rate, table.values if isinstance(table, Rows) else table[tokens])
 
     return Layer(init, apply, lambda table: (), lambda table, state, token: ((), table[token]), size)
 
@@ -109,21 +104,27 @@ def dropout(key: Array | None, rate: Array | float, features: Array) -> Array:
     """Set each number to zero with probability `rate`, scale the rest by 1 / (1 - rate); key None changes nothing."""
     if key is None:
         return features
-    kept = jax.random.uniform(key, features.shape, features.dtype) >= rate
-    return jnp.where(kept, features / (1 - rate), 0)
+
+    def drop():
+        kept = jax.random.uniform(key, features.shape, features.dtype) >= rate
+        return jnp.where(kept, features / (1 - rate), 0)
+
+    return lax.cond(rate > 0, drop, lambda: features)  # the rate is a value: random numbers cost only where it asks
 
 
 def word_dropout(key: Array | None, rate: Array | float, tokens: Array, length: Array, unknown: int = 1) -> Array:
     """Replace each real token of tokens [B, T] with `unknown`, with probability `rate`; key None changes nothing."""
     if key is None:
         return tokens
-    hit = jax.random.uniform(key, tokens.shape) < rate
-    real = jnp.arange(tokens.shape[1]) < length[:, None]
-    return jnp.where(hit & real, unknown, tokens)
+
+    def drop():
+        hit = jax.random.uniform(key, tokens.shape) < rate
+        return jnp.where(hit & (jnp.arange(tokens.shape[1]) < length[:, None]), unknown, tokens)
+
+    return lax.cond(rate > 0, drop, lambda: tokens)
 
 
 def _locked_dropout(key, rate, xs):
     if key is None:
         return xs
-    mask = dropout(key, rate, jnp.ones(xs.shape[1:], xs.dtype))  # [B, D], one for all steps
-    return xs * mask
+    return xs * dropout(key, rate, jnp.ones(xs.shape[1:], xs.dtype))  # [B, D], one mask for all steps

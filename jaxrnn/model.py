@@ -44,16 +44,14 @@ def rnn(
     output: str = "softmax",
     unroll: str = "bptt",
     initializer: dict | None = None,
-    axis: str | None = None,
 ) -> Model:
     """A classifier of token sequences. A name is a member of its group; ConfigurationError lists them.
 
     The loss is the mean over real rows (over real steps for head=every) of -ln p, in nats; its second value are exact
-    sums. `init(key, init_scale)` multiplies every initial weight matrix by `init_scale`. `axis` names the mesh axis
-    over which rows of the batch and of the embedding table are spread, where there is one (see `fit.build`).
+    sums. `init(key, init_scale)` multiplies every initial weight matrix by `init_scale`.
     """
     names = INITIALIZER | {k: v for k, v in (initializer or {}).items() if v not in (None, "default")}
-    first = _input(input, vocabulary_size, input_size, names["embedding"], axis)
+    first = _input(input, vocabulary_size, input_size, names["embedding"])
     body = _body(cell, activation, unroll, first.output_size, hidden_size, layers, bidirectional, names)
     summary = heads.named(head)(body.output_size)
     answer = outputs.named(output)
@@ -68,10 +66,13 @@ def rnn(
     def readout(params, features):
         return features @ params.W_hy.T + params.b_y
 
+    def tokens(batch: Batch, key=None, noise=SILENCE) -> Array:
+        key = None if key is None else jax.random.fold_in(key, 0)
+        return parts.word_dropout(key, noise.word_dropout_rate, batch.inputs, batch.length).T
+
     def apply(params: Params, batch: Batch, key=None, noise=SILENCE) -> Array:
         keys = (None,) * 4 if key is None else tuple(jax.random.fold_in(key, i) for i in range(4))
-        tokens = parts.word_dropout(keys[0], noise.word_dropout_rate, batch.inputs, batch.length)
-        _, xs = first.apply(params.input, tokens.T, batch.length, keys[1], noise.dropout_rate)
+        _, xs = first.apply(params.input, tokens(batch, key, noise), batch.length, keys[1], noise.dropout_rate)
         end, ys = body.apply(params.layers, xs, batch.length, keys[2], noise.dropout_rate)
         features = summary.apply(params.head, end, ys, batch.length)
         logits = readout(params, parts.dropout(keys[3], noise.dropout_rate, features))
@@ -103,17 +104,14 @@ def rnn(
         seen, features = summary.tick(params.head, seen, y)
         return (state, seen), readout(params, features)
 
-    def spread(params: Params):
-        return jax.tree.map(lambda leaf: False, params)._replace(input=jax.tree.map(lambda leaf: True, params.input))
-
-    return Model(init, step, apply, score, loss, start, spread, C, axis)
+    return Model(init, step, apply, score, loss, start, tokens, input == "embedding", C)
 
 
-def _input(name, vocabulary_size, size, initializer, axis):
+def _input(name, vocabulary_size, size, initializer):
     if name == "one_hot":
         return parts.one_hot(vocabulary_size)
     if name == "embedding":
-        return parts.embedding(vocabulary_size, size, initializer=initializer, axis=axis)
+        return parts.embedding(vocabulary_size, size, initializer=initializer)
     raise ConfigurationError(unknown("input", name, ["embedding", "one_hot"]))
 
 

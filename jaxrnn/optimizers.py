@@ -27,9 +27,47 @@ def transformation(name: str, **settings) -> optax.GradientTransformation:
     for key in settings:
         if key not in arguments:
             raise ConfigurationError(unknown(f"setting of optimizer {name}", key, arguments))
+    if name in ("adam", "adamw") and settings.keys() <= {"b1", "b2", "eps"}:
+        return adam(**settings)
     if "weight_decay" in arguments:
         settings["weight_decay"] = 0.0  # the chain's own decay stands beside it, as an argument
-    return make(learning_rate=1.0, **settings)
+    return _guarded(make(learning_rate=1.0, **settings))
+
+
+def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformationExtraArgs:
+    """Adam (Kingma and Ba 2015) at rate 1, the numbers of `optax.adam`, with a third less traffic on wide tables.
+
+    The parameters are moved by the moments that were just written, not by the same moments computed once more from
+    the old ones: XLA then writes both in place instead of copying them first (16,000 x 128: 5.5 -> 3.0 ms).
+    """
+
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update(gradients, state, params=None, *, finite=True):
+        def moment(old, g, decay):
+            return jnp.where(finite, decay * old + (1 - decay) * g, old)
+
+        mu = jax.tree.map(lambda m, g: moment(m, g, b1), state.mu, gradients)
+        nu = jax.tree.map(lambda v, g: moment(v, g * g, b2), state.nu, gradients)
+        mu, nu = jax.lax.optimization_barrier((mu, nu))
+        count = state.count + jnp.asarray(finite, jnp.int32)
+        one, two = 1 - b1**count, 1 - b2**count
+        updates = jax.tree.map(lambda m, v: -(m / one) / (jnp.sqrt(v / two) + eps), mu, nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _guarded(transformation):
+    """The same rule, its memory left as it was by a gradient that is not finite."""
+
+    def update(gradients, state, params=None, *, finite=True):
+        updates, new = transformation.update(gradients, state, params)
+        return updates, jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
+
+    return optax.GradientTransformationExtraArgs(transformation.init, update)
 
 
 def _takes_rate(make):
@@ -74,25 +112,24 @@ def rate(factor, step, hyper: Hyper):
     return hyper.learning_rate * warm * factor(step, hyper)
 
 
-def clip(gradients, hyper: Hyper, norm=optax.tree.norm):
-    """-> clipped gradients, and their global norm before clipping. Infinite limits change nothing."""
+def clip(gradients, hyper: Hyper, before, norm=optax.tree.norm):
+    """Clipped gradients, whose global norm is `before`; `norm` finds that of others. Infinite limits change nothing."""
     limit = hyper.clip_value
 
     def elementwise(gradients):
         return jax.tree.map(lambda g: jnp.clip(g, -limit, limit), gradients)
 
-    before = norm(gradients)
     # A norm reads every gradient once more, which is the size of the vocabulary: only when elementwise clipping is on.
     after = jax.lax.cond(jnp.isinf(limit), lambda: before, lambda: norm(elementwise(gradients)))
     scale = jnp.minimum(1.0, hyper.clip_global_norm / jnp.maximum(after, jnp.finfo(after.dtype).tiny))
-    return jax.tree.map(lambda g: g * scale, elementwise(gradients)), before
+    return jax.tree.map(lambda g: g * scale, elementwise(gradients))
 
 
-def apply(params, updates, learning_rate, hyper: Hyper):
-    """p + rate * (update - weight_decay * p); vectors (biases) do not decay."""
+def apply(params, updates, learning_rate, hyper: Hyper, finite=True):
+    """p + rate * (update - weight_decay * p) where `finite`, else p; vectors (biases) do not decay."""
 
     def leaf(p, u):
         decay = hyper.weight_decay * p if p.ndim > 1 else 0
-        return (p + learning_rate * (u - decay)).astype(p.dtype)
+        return jnp.where(finite, p + learning_rate * (u - decay), p).astype(p.dtype)
 
     return jax.tree.map(leaf, params, updates)

@@ -50,7 +50,7 @@ def prepare(settings: Settings) -> Prepared:
     fixed = {k: v for k, v in settings.optimizer.settings.items() if k not in ("learning_rate", "weight_decay")}
     optimizer = optimizers.transformation(settings.optimizer.name, **fixed)
     factor = optimizers.schedule(settings.schedule.name)
-    model = jaxrnn.rnn(**network, axis="rows" if len(chosen) > 1 else None)
+    model = jaxrnn.rnn(**network)
     return Prepared(encoded, network, model, optimizer, factor, chosen)
 
 

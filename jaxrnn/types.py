@@ -102,9 +102,9 @@ class Model(NamedTuple):
     score: Callable  # (logits, batch) -> (mean loss, Sums)
     loss: Callable  # (params, batch, key=None, noise=Noise()) -> (mean loss, Sums): score of apply
     start: Callable  # params -> state of `step`
-    spread: Callable  # params -> the same tree of bools: is the leaf's first axis spread over the devices of `axis`
+    tokens: Callable  # (batch, key=None, noise=Noise()) -> the ids [T, B] that `apply` reads with that key
+    has_table: bool  # params.input is a table [V, E] of embeddings; `apply` takes layers.Rows in its place
     outputs: int  # C: logits per answer, 1 for a sigmoid
-    axis: str | None = None  # the mesh axis that rows are spread over, if they are
 
 
 class Sums(NamedTuple):

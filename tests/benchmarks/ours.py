@@ -13,12 +13,12 @@ from tests.benchmarks.problem import CLASSES, EPS, RATE, Problem, batches, param
 from tests.benchmarks.worker import Contestant
 
 
-def model_of(problem: Problem, axis: str | None = None, unroll: str = "bptt"):
+def model_of(problem: Problem, unroll: str = "bptt"):
     import jaxrnn
 
     return jaxrnn.rnn(
         vocabulary_size=problem.V, classes=CLASSES, cell=problem.cell, input_size=problem.E, hidden_size=problem.H,
-        unroll=unroll, axis=axis,
+        unroll=unroll,
     )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def build(problem: Problem, *, count: int = 1, rows: str = "dense", unroll: str 
     from jaxrnn.types import Hyper
 
     corpus, orders = corpus_of(problem)
-    model = model_of(problem, "rows" if count > 1 else None, unroll)
+    model = model_of(problem, unroll)
     settings = {"eps": EPS} if rows == "dense" else {"eps": EPS, "rows": rows}
     programs = fit.build(
         model, optimizers.transformation("adam", **settings), optimizers.constant, corpus, order=orders.shape[1:],
