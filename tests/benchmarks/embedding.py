@@ -25,7 +25,7 @@ def contenders(cores: int) -> dict[str, arena.Contender]:
     for rows in ROWS:
         found |= {f"ours {count} {rows}": ("ours", {"count": count, "rows": rows}, {}) for count in (1, 2)}
     found |= {"torch dense": ("peers_torch", {}, adam), "torch sparse": ("peers_torch", {"sparse": True}, adam)}
-    return found | {"adam alone": ("floor", {"part": "adam"}, {})}
+    return found | {"adam alone": ("floor", {"part": "adam"}, {"barrier": [False, True]})}
 
 
 def measure(problem: Problem, given, say) -> dict[str, Any]:

@@ -18,13 +18,13 @@ def flops(problem: Problem) -> float:
     return 6.0 * problem.B * problem.T * problem.H * (problem.E + problem.H) * GATES[problem.cell]
 
 
-def build(problem: Problem, *, part: str, flags: str = "ours") -> Contestant:
+def build(problem: Problem, *, part: str, flags: str = "ours", barrier: bool = False) -> Contestant:
     """part="gemm": one `update` is the FLOPs of a step at the rate of a large product; part="adam"."""
     if flags == "ours":
         devices.set_flags()
     import jax
 
-    return gemm(jax) if part == "gemm" else adam(jax, problem)
+    return gemm(jax) if part == "gemm" else adam(jax, problem, barrier)
 
 
 def gemm(jax) -> Contestant:
@@ -37,7 +37,7 @@ def gemm(jax) -> Contestant:
     return Contestant(lambda: product(a, b).block_until_ready(), 1, [], seconds)
 
 
-def adam(jax, problem: Problem) -> Contestant:
+def adam(jax, problem: Problem, barrier: bool) -> Contestant:
     """`updates` updates of all parameters in one loop; two gradients take turns, so that nothing leaves the loop."""
     jnp = jax.numpy
     p = parameters(problem)
@@ -49,6 +49,8 @@ def adam(jax, problem: Problem) -> Contestant:
         def leaf(p, m, v, g):
             g = g[n % 2]
             m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+            if barrier:  # p is moved by the moments as written, not by the same ones computed again
+                m, v = jax.lax.optimization_barrier((m, v))
             p = p - RATE * (m / (1 - 0.9**count)) / (jnp.sqrt(v / (1 - 0.999**count)) + EPS)
             return p, m, v
 
