@@ -66,17 +66,17 @@ def gather(data: Data, rows: Array, max_length: int) -> Batch:
     length = jnp.where(real, data.offset[rows + 1] - begin, 0)
     time_ = jnp.arange(max_length)
     at = jnp.minimum(begin[:, None] + time_, data.tokens.shape[0] - 1)
-    inputs = jnp.where(time_ < length[:, None], data.tokens[at], 0)
+    inputs = jnp.where(time_ < length[:, None], _rows(data.tokens, at), 0)
     return Batch(inputs, length, data.target[rows], real.astype(jnp.float32))
 
 
 def look_up(table: Array, ids: Array, axis: str | None) -> Array:
     """The rows [T, B, E] of ids [T, B]; with an axis, `table` is this device's share of the rows."""
     if axis is None:
-        return table[ids]
+        return _rows(table, ids)
     here = lax.all_gather(ids, axis) - lax.axis_index(axis) * len(table)  # [devices, T, B]
     held = (here >= 0) & (here < len(table))
-    found = jnp.where(held[..., None], table[jnp.where(held, here, 0)], 0)
+    found = jnp.where(held[..., None], _rows(table, jnp.where(held, here, 0)), 0)
     return lax.psum_scatter(found, axis)
 
 
@@ -91,9 +91,15 @@ def add_up(table: Array, ids: Array, length: Array, rows: Array, axis: str | Non
         ids, rows = lax.all_gather((ids, rows), axis)
         ids = ids - lax.axis_index(axis) * len(table)
     ids, rows = ids.reshape(-1), rows.reshape(-1, rows.shape[-1])
-    ids = jnp.where((ids >= 0) & (ids < len(table)), ids, len(table))  # of no row: dropped
-    gradient = jnp.zeros_like(table).at[ids].add(rows, mode="drop")
-    return gradient, jnp.sum(rows * gradient.at[ids].get(mode="fill", fill_value=0))
+    held = (ids >= 0) & (ids < len(table))
+    gradient = jnp.zeros_like(table).at[jnp.where(held, ids, len(table))].add(rows, mode="drop")
+    products = rows * _rows(gradient, jnp.where(held, ids, 0))
+    return gradient, jnp.sum(jnp.where(held[:, None], products, 0))
+
+
+def _rows(table, ids):
+    """table[ids] without a check of what the host has checked: it would be one more pass over [T, B, E]."""
+    return table.at[ids].get(mode="promise_in_bounds")
 
 
 def make_update(model: Model, optimizer: Any, factor: Callable, axis: str | None = None) -> Callable:

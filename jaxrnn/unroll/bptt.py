@@ -55,12 +55,12 @@ def _forward(cell, reverse, params, xs, length):
 
         def tick(t, carry):
             state, kept = carry
-            new, new_kept = split.advance(params, state, p[t - begin])
+            new, new_kept = split.advance(params, state, _at(p, t - begin))
             if length is not None:
                 state, new_kept = _alive(t, length, (new, new_kept), (state, None))
             else:
                 state = new
-            return state, jax.tree.map(lambda k, n: k.at[t + here].set(n), kept, new_kept)
+            return state, jax.tree.map(lambda k, n: _put(k, t + here, n), kept, new_kept)
 
         return tick, carry
 
@@ -96,11 +96,11 @@ def _unroll_backward(cell, reverse, saved, gradients):
             grad_state, a = carry
             grad = grad_state
             if not isinstance(grad_ys, SymbolicZero):
-                grad = jax.tree.map(jnp.add, grad_state, *into_state(grad_ys[t]))
+                grad = jax.tree.map(jnp.add, grad_state, *into_state(_at(grad_ys, t)))
             before, a_t = _pullback(split, params, kept, t, here, grad)
             if length is not None:
                 before, a_t = _alive(t, length, (before, a_t), (grad_state, None))
-            return before, a.at[t - begin].set(a_t)
+            return before, _put(a, t - begin, a_t)
 
         def after(carry):
             grad_state, a = carry
@@ -136,7 +136,7 @@ def _over_time(chunk, carry, T, B, length, *, backwards):
     chunks = -(-T // window) if length is None else (steps + window - 1) // window
 
     def one(i, carry):
-        index = chunks - 1 - i if backwards else i
+        index = chunks - 1 - i if backwards and window < T else i
         first = index * window
         last = jnp.minimum(first + window, steps)
         tick, inner, *after = chunk(jnp.minimum(first, T - window), window, carry)
@@ -147,13 +147,23 @@ def _over_time(chunk, carry, T, B, length, *, backwards):
         inner = lax.fori_loop(first, last, visit, inner)
         return after[0](inner) if after else inner
 
-    return lax.fori_loop(0, chunks, one, carry)
+    return one(0, carry) if window == T else lax.fori_loop(0, chunks, one, carry)
 
 
 def _pullback(split, params, kept, t, here, grad_state):
-    at = jax.tree.map(lambda k: k[t + here], kept)
-    before = split.state(jax.tree.map(lambda k: k[t + 1 - here], kept))
+    at = jax.tree.map(lambda k: _at(k, t + here), kept)
+    before = split.state(jax.tree.map(lambda k: _at(k, t + 1 - here), kept))
     return split.pullback(params, at, before, grad_state)
+
+
+def _at(array, t):
+    """array[t]. jnp's own indexing wraps negative numbers and checks bounds: three more kernels in a loop of five,
+    and past eight XLA's CPU backend hands every step to its thread pool."""
+    return lax.dynamic_index_in_dim(array, t, 0, keepdims=False, allow_negative_indices=False)
+
+
+def _put(array, t, value):
+    return lax.dynamic_update_index_in_dim(array, value, t, 0, allow_negative_indices=False)
 
 
 def _start(cell, params, B):
