@@ -125,7 +125,8 @@ def forward(parts: Anatomy, params, xs: Array, tap) -> tuple[Array, tuple[tuple[
     """xs [T, ...] -> logits [C] or [T, C], and every pass on the way."""
     passes, end = [], jnp.zeros(0)
     for cells, ps, ts in zip(parts.cells, cell_params(parts, params), tap, strict=True):
-        row = tuple(_carried(*one, xs, bool(way)) for way, one in enumerate(zip(cells, ps, ts, strict=True)))
+        ways = enumerate(zip(cells, ps, ts, strict=True))
+        row = tuple(carried(cell, p, xs, t, bool(way)) for way, (cell, p, t) in ways)
         passes.append(row)
         xs = jnp.concatenate([one.outputs for one in row], -1)
         end = jnp.concatenate([one.outputs[0 if one.reverse else -1] for one in row], -1)
@@ -134,7 +135,11 @@ def forward(parts: Anatomy, params, xs: Array, tap) -> tuple[Array, tuple[tuple[
     return (logits[:, 0] if parts.every else logits[0]), tuple(passes)
 
 
-def _carried(cell: Cell, params, tap, xs, reverse: bool) -> Pass:
+def carried(cell: Cell, params, xs: Array, tap=None, reverse: bool = False) -> Pass:
+    """One cell over the inputs xs [T, ...] of one text; `tap` is added to its states, nothing by default."""
+    if tap is None:
+        tap = jax.tree.map(lambda s: jnp.zeros((len(xs), *s.shape), s.dtype), cell.start(params))
+
     def tick(state, here):
         x, zero = here
         new = jax.tree.map(jnp.add, cell.step(params, state, x)[0], zero)
