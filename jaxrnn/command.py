@@ -8,8 +8,10 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from jaxrnn.errors import ConfigurationError, JaxrnnError, MemoryExceeded, StorageError
 
@@ -22,6 +24,39 @@ class Terminated(KeyboardInterrupt):
 
 def _terminate(number: int, frame: object) -> NoReturn:
     raise Terminated
+
+
+NOTICES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # the last two: schedulers, some time before their limit
+
+
+@contextmanager
+def put_off() -> Iterator[Callable[[], KeyboardInterrupt | None]]:
+    """Inside, a polite stop waits to be asked for: the function given returns it once it has come, to be raised.
+
+    A second SIGINT does not wait. A handler of USR1 or USR2 that was there is called too, when it is asked for.
+    """
+    seen: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, frame: object) -> None:
+        if number == signal.SIGINT and number in seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    def arrived() -> KeyboardInterrupt | None:
+        for number in seen:
+            if number not in (signal.SIGINT, signal.SIGTERM) and callable(before.get(number)):
+                before[number](number, None)
+        return None if not seen else KeyboardInterrupt() if seen[0] == signal.SIGINT else Terminated()
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (getattr(signal, name) for name in NOTICES if hasattr(signal, name)):
+            before[number] = signal.signal(number, note)
+    try:
+        yield arrived
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Parser(argparse.ArgumentParser):

@@ -131,7 +131,7 @@ def environment(devices: Sequence[Any], cache: Path | None) -> dict[str, Any]:
     """What a run ran on: environment.json."""
     packages = ("jaxrnn", "jax", "jaxlib", "optax", "numpy", "hydra-core", "safetensors")
     return {
-        "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         "platform": platform.platform(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "device": described(devices),
@@ -141,7 +141,7 @@ def environment(devices: Sequence[Any], cache: Path | None) -> dict[str, Any]:
     }
 
 
-def _version(name: str) -> str | None:
+def version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

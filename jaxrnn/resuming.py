@@ -55,15 +55,20 @@ def kept(programs: Any, state: TrainState) -> TrainState:
     return jax.tree.map(lambda leaf, like: np.array(leaf)[tuple(map(slice, like.shape))], state, programs.kept)
 
 
-def placed(programs: Any, state: TrainState) -> TrainState:
-    """A state of `kept` on the devices of the programs, as they take it."""
+def spread(like: Any, tree: Any) -> Any:
+    """A tree of numpy arrays on the devices that `like` names, filled up to its shapes."""
 
-    def put(leaf, like):
+    def put(like, leaf):
         full = np.zeros(like.shape, like.dtype)
         full[tuple(map(slice, leaf.shape))] = leaf
         return jax.device_put(full, like.sharding, may_alias=False)  # segment gives its state away: no memory of ours
 
+    return jax.tree.map(put, like, tree)
+
+
+def placed(programs: Any, state: TrainState) -> TrainState:
+    """A state of `kept` on the devices of the programs, as they take it."""
     like = programs.placed
-    params, optimizer, step = jax.tree.map(put, (state.params, state.optimizer, state.step), like[:3])
+    params, optimizer, step = spread(tuple(like[:3]), (state.params, state.optimizer, state.step))
     key = jax.device_put(jax.random.wrap_key_data(jnp.asarray(state.key)), like.key.sharding)
     return TrainState(params, optimizer, step, key)

@@ -83,6 +83,14 @@ words = Allowed("a word or a path", _read_text)
 anything = Allowed("anything", lambda value: value)
 
 
+def _read_names(value):
+    _require(isinstance(value, list | tuple) and all(isinstance(name, str) and name for name in value))
+    return tuple(value)
+
+
+names = Allowed("a list of keys, as in [batch_size]", _read_names)
+
+
 def or_null(allowed: Allowed) -> Allowed:
     return Allowed(allowed.text + ", or null", lambda value: None if value is None else allowed.read(value))
 
@@ -109,6 +117,7 @@ RANGES: dict[str, dict[str, Allowed]] = {
     },
 }
 
+CHECKPOINT = {"every_steps": or_null(whole(1)), "every_seconds": or_null(_POSITIVE), "keep": whole(1)}
 INITIALIZERS = (
     "default orthogonal identity glorot_uniform glorot_normal lecun_normal he_normal normal notes zeros".split()
 )
@@ -179,6 +188,12 @@ class Settings:
     word_dropout_rate: float = _key(_SHARE, "share of tokens made unknown while training")
     precision: str = _key(one_of("float32"), "of the arithmetic")
     log_every_steps: int | None = _key(or_null(whole(1)), "also log every this many updates")
+    checkpoint: Mapping[str, Any] = _group("a run is saved this often, and wherever it ends; so many are kept")
+    resume: str = _key(one_of("auto", "must", "never"), "a run that hydra.run.dir=DIR holds: go on with it")
+    resume_step: int | None = _key(or_null(whole(1)), "the checkpoint to go on from; null: the newest good one")
+    resume_allow: tuple[str, ...] = _key(names, "keys that may differ from the run gone on with")
+    on_nonfinite: str = _key(one_of("stop", "skip"), "what follows an update that is not finite; it is never applied")
+    nonfinite_limit: int = _key(whole(1), "with on_nonfinite=skip, stop at this many of them")
     experiment: str = dataclasses.field(default="default")
     overrides: tuple[str, ...] = ()
     directory: str | None = None
@@ -186,7 +201,7 @@ class Settings:
 
 GROUPS = tuple(f.name for f in dataclasses.fields(Settings) if f.type is Member)
 KEYS = {f.name: f.metadata["allowed"] for f in dataclasses.fields(Settings) if "allowed" in f.metadata}
-_CHOSEN = (*GROUPS, "logger", "initializer")
+_CHOSEN = (*GROUPS, "logger", "initializer", "checkpoint")
 INITIALIZED = ("recurrent", "input", "readout", "embedding")
 
 
@@ -221,6 +236,19 @@ def _member(group: str, value: Any, default: Mapping[str, Any]) -> Member:
     return Member(default["name"], settings)
 
 
+def _checked(group: str, tree: Mapping[str, Any], known: Mapping[str, Allowed]) -> dict[str, Any]:
+    """The keys below `group` that have no members to choose from."""
+    value = tree[group]
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"{group}={value!r}: expected {group}.{next(iter(known))}=VALUE and so on")
+    for key in (*value, *known):
+        if key not in known:
+            raise unknown_key(f"{group}.{key}", (f"{group}.{k}" for k in known))
+        if key not in value:
+            raise ConfigurationError(f"{group}.{key} is missing: it can be changed, not taken away")
+    return {key: allowed.check(f"{group}.{key}", value[key]) for key, allowed in known.items()}
+
+
 def build(tree: Mapping[str, Any], default: Callable[[str], Mapping[str, Any]], **record: Any) -> Settings:
     """Settings from a tree of plain values; ConfigurationError names the key, what was given and what is allowed.
 
@@ -242,15 +270,8 @@ def build(tree: Mapping[str, Any], default: Callable[[str], Mapping[str, Any]], 
         if chosen != {"name": name}:
             raise ConfigurationError(f"logger.{name}={chosen!r}: a logger has no settings; expected logger=[{name}]")
     values["logger"] = tuple(logger)
-    initializer = tree["initializer"]
-    if not isinstance(initializer, Mapping):
-        raise ConfigurationError(f"initializer={initializer!r}: expected initializer.{INITIALIZED[0]}=NAME and so on")
-    for key in initializer:
-        if key not in INITIALIZED:
-            raise unknown_key(f"initializer.{key}", (f"initializer.{k}" for k in INITIALIZED))
-    values["initializer"] = {
-        key: one_of(*INITIALIZERS).check(f"initializer.{key}", initializer.get(key)) for key in INITIALIZED
-    }
+    values["initializer"] = _checked("initializer", tree, dict.fromkeys(INITIALIZED, one_of(*INITIALIZERS)))
+    values["checkpoint"] = _checked("checkpoint", tree, CHECKPOINT)
     return _together(Settings(**values, **record))
 
 

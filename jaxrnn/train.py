@@ -6,13 +6,14 @@ touched once, after training, with the parameters that did best on the validatio
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrnn import artefact, command, config, devices, loggers, runs
+from jaxrnn import artefact, command, config, devices, loggers, progress, runs
 from jaxrnn.errors import ConfigurationError
 from jaxrnn.settings import Settings
 
@@ -55,34 +56,63 @@ def prepare(settings: Settings) -> Prepared:
 
 
 def train(settings: Settings, folder: Path | None = None, *, loud: bool = True) -> dict[str, Any]:
-    """One run from settings to summary.json, whose content it returns, with the folder as "run"."""
+    """One run from settings to summary.json, whose content it returns, with the folder as "run".
+
+    A folder that holds an unfinished run goes on with it (resume=auto); a completed one is left alone.
+    """
     began = time.perf_counter()
     devices.set_flags()
-    ready = prepare(settings)
-    folder = folder or (Path(settings.directory) if settings.directory else runs.new_folder(settings.experiment))
-    runs.claim(folder, "config.yaml", config.to_yaml(settings))
-    summary: dict[str, Any] = {"status": "failed"}
-    try:
-        learn(settings, ready, folder, summary, loud)
-        summary["status"] = "completed"
-    except BaseException as error:
-        refusal = command.typed(error)
-        code, message = (refusal.code, str(refusal)) if refusal else (1, repr(error))
-        if isinstance(error, KeyboardInterrupt):
-            summary["status"], code, message = "stopped", command.code_of(error), "interrupted"
-        summary["error"] = {"code": code, "message": message}
-        raise
-    finally:
-        summary |= {"seconds": time.perf_counter() - began, "overrides": list(settings.overrides)}
-        runs.write_json(folder / "summary.json", summary)
+    say: Callable[[str], None] = print if loud else (lambda _: None)
+    folder = folder or (Path(settings.directory) if settings.directory else None)
+    with ExitStack() as held:
+        if known := folder is not None and (folder / "config.yaml").exists():  # one writer: who else, is said first
+            held.enter_context(runs.locked(folder))
+            progress.holds_run(folder, settings)
+        ready = prepare(settings)
+        folder = folder or runs.new_folder(settings.experiment)
+        if not known:
+            held.enter_context(runs.locked(folder))
+        held_run, finished = progress.holds_run(folder, settings), progress.completed(folder)
+        summary: dict[str, Any] = {"status": "failed"}
+        try:
+            mark = progress.fingerprint(settings, ready)
+            taken = progress.Opened()
+            if held_run or settings.resume == "must" or settings.resume_step is not None:
+                taken = progress.opened(settings, mark, folder, say)
+            if taken.finished is not None:
+                return taken.finished | {"run": str(folder)}
+            finished = False
+            runs.write(folder / "config.yaml", config.to_yaml(settings))
+            learn(settings, ready, folder, summary, loud, mark=mark, taken=taken)
+            summary["status"] = "completed"
+        except BaseException as error:
+            refusal = command.typed(error)
+            code, message = (refusal.code, str(refusal)) if refusal else (1, repr(error))
+            if isinstance(error, KeyboardInterrupt):
+                summary["status"], code, message = "stopped", command.code_of(error), "interrupted"
+            summary["error"] = {"code": code, "message": message}
+            raise
+        finally:
+            if not finished:
+                summary |= {"seconds": time.perf_counter() - began, "overrides": list(settings.overrides)}
+                runs.write_json(folder / "summary.json", summary)
     return summary | {"run": str(folder)}
 
 
-def learn(settings: Settings, ready: Prepared, folder: Path, summary: dict[str, Any], loud: bool) -> None:
+def learn(
+    settings: Settings,
+    ready: Prepared,
+    folder: Path,
+    summary: dict[str, Any],
+    loud: bool,
+    *,
+    mark: dict[str, Any],
+    taken: progress.Opened,
+) -> None:
     """Compile, train, save, measure, draw; `summary` is filled on the way, so that it is right wherever this ends."""
     import jax
 
-    from jaxrnn import baselines, fit, metrics, plots, text
+    from jaxrnn import baselines, fit, metrics, plots, resuming, text
 
     say = print if loud else (lambda *_: None)
     corpus, vocabulary, labels, report = ready.encoded
@@ -108,11 +138,17 @@ def learn(settings: Settings, ready: Prepared, folder: Path, summary: dict[str, 
         max_length=int(length.max()),
         devices=ready.devices,
     )
-    summary |= {"device": devices.described(ready.devices), "compile_seconds": programs.compile_seconds}
-    summary |= {"parameters": sum(leaf.size for leaf in jax.tree.leaves(programs.shapes)), "steps": 0}
+    summary |= {"device": devices.described(ready.devices), "compile_seconds": programs.compile_seconds, "steps": 0}
+    summary |= {"parameters": sum(leaf.size for leaf in jax.tree.leaves(programs.shapes)), "bitwise": taken.bitwise}
     say(f"device: {summary['device']}; {programs.compiled} programs compiled in {programs.compile_seconds:.2f} s")
     say(f"network: {network_line(settings)}, {summary['parameters']:,} parameters")
 
+    begin = best = saved = None
+    told: dict[str, Any] = {}
+    if taken.checkpoint:
+        begin, best, told = progress.start(programs, taken.checkpoint, folder)
+        saved = begin[1].step, begin[1].ended
+        summary |= told | {"steps": begin[1].step}
     log = loggers.opened(tuple(n for n in settings.logger if loud or n != "console"), folder, settings.epochs)
     reports = fit.fit(
         programs,
@@ -124,35 +160,57 @@ def learn(settings: Settings, ready: Prepared, folder: Path, summary: dict[str, 
         patience=settings.patience,
         max_steps=settings.max_steps,
         init_scale=settings.init_scale,
+        start=begin,
+        report_every=settings.checkpoint["every_steps"],
+        nonfinite_limit=settings.nonfinite_limit if settings.on_nonfinite == "skip" else 1,
     )
-    records: list[dict[str, Any]] = []
-    best: Any = None
+    records = [record for record in progress.earlier(folder) if "train" in record] if begin else []
     rows_seen = update_seconds = 0.0
+    every, seconds = settings.checkpoint["every_steps"], settings.checkpoint["every_seconds"] or math.inf
+    last, now = time.monotonic(), None
     try:
-        for now in reports:
-            rows_seen += float(now.log.weight.sum())
-            tell_steps(log, now, settings.log_every_steps)
-            summary["steps"] = now.step
-            if now.valid is None:
-                log.tick(now.epoch, now.batch, steps, float(now.log.loss[-1]))
-                continue
-            update_seconds += now.seconds
-            record: dict[str, Any] = {"step": now.step, "epoch": now.epoch, "train": now.train, "valid": now.valid}
-            record |= {"best": now.best, "seconds": now.seconds}
-            records.append(record | (loggers.single_text(record["train"]) if len(corpus.train) == 1 else {}))
-            log.epoch(records[-1])
-            if now.best:
-                best = jax.tree.map(np.array, now.state.params)  # a copy: the state is given away to the next update
-                summary |= {"best_epoch": now.epoch, "valid": now.valid}
+        with command.put_off() as arrived:
+            for now in reports:
+                rows_seen += float(now.log.weight.sum())
+                progress.tell_steps(log, now, settings.log_every_steps)
+                summary["steps"] = now.step
+                if now.refused:
+                    progress.record_refused(folder, now, settings.seed)
+                    say(f"update {now.refused.step} is not finite and was not applied")
+                elif now.valid is None:
+                    log.tick(now.epoch, now.batch, steps, float(now.log.loss[-1]))
+                else:
+                    update_seconds += now.seconds
+                    record: dict[str, Any] = {"step": now.step, "epoch": now.epoch, "train": now.train}
+                    record |= {"valid": now.valid, "best": now.best, "seconds": now.seconds}
+                    record |= {"refused": now.position.refused} if now.position.refused else {}
+                    record |= loggers.single_text(record["train"]) if len(corpus.train) == 1 else {}
+                    records.append(record)
+                    log.epoch(record)
+                    if now.best:
+                        best, told = (
+                            fit.whole(programs, now.state.params),
+                            {"best_epoch": now.epoch, "valid": now.valid},
+                        )
+                        summary |= told
+                stop = arrived()
+                due = (every and now.step % every == 0) or time.monotonic() - last >= seconds
+                if stop or due or (now.refused and now.position.step < now.refused.step):
+                    progress.save(folder, settings, mark, programs, now, best, told, taken.bitwise)
+                    saved, last = (now.step, now.position.ended), time.monotonic()
+                if stop:
+                    raise stop
+            if now and saved != (now.step, now.position.ended):
+                progress.save(folder, settings, mark, programs, now, best, told, taken.bitwise)
     finally:
         log.close()
         if best is not None:
             settled = artefact.record(settings, ready.network, labels)
-            runs.save_model(folder, runs.Saved(settled, runs.flat(fit.whole(programs, best)), vocabulary.to_json()))
+            runs.save_model(folder, runs.Saved(settled, runs.flat(best), vocabulary.to_json()))
     summary["examples_per_second"] = rows_seen / max(update_seconds, 1e-9)
     summary["tokens_per_second"] = summary["examples_per_second"] * float(length[corpus.train].mean())
 
-    found, logits = fit.logits(programs, best, orders["test"])
+    found, logits = fit.logits(programs, resuming.spread(programs.placed.params, best), orders["test"])
     summary["test"] = metrics.measure(logits, corpus.target[found]) | {"labels": labels}
     summary["baselines"] = {
         "majority": baselines.majority(corpus),
@@ -180,15 +238,6 @@ def hyper(settings: Settings, updates: int) -> Any:
         decay_steps=updates,
         final_fraction=settings.schedule.settings.get("final_fraction", 0.0),
     )
-
-
-def tell_steps(log: loggers.Logger, now: Any, every: int | None) -> None:
-    """Every so many updates: one record each."""
-    first = now.step - len(now.log.loss) + 1
-    for at in range(len(now.log.loss)) if every else ():
-        if (first + at) % every == 0:
-            loss, norm = float(now.log.loss[at]), float(now.log.grad_norm[at])
-            log.step({"step": first + at, "epoch": now.epoch, "loss": loss, "grad_norm": norm})
 
 
 def network_line(settings: Settings) -> str:

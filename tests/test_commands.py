@@ -65,12 +65,13 @@ def test_train_prints_progress_a_table_and_its_folder(trained):
 
 def test_the_run_folder_holds_what_the_contract_names(trained):
     folder, _ = trained
-    wanted = "config.yaml data_report.json environment.json metrics.csv metrics.jsonl model overrides.json plots"
-    assert sorted(path.name for path in folder.iterdir()) == [*wanted.split(), "summary.json", "vocabulary.json"]
+    wanted = "checkpoints config.yaml data_report.json environment.json metrics.csv metrics.jsonl model overrides.json"
+    wanted += " plots run.lock summary.json vocabulary.json"
+    assert sorted(path.name for path in folder.iterdir()) == wanted.split()
     assert sorted(path.name for path in (folder / "plots").iterdir()) == ["confusion.png", "curves.png"]
     summary = json.loads((folder / "summary.json").read_text())
     wanted = "status valid test baselines best_epoch steps parameters seconds compile_seconds examples_per_second"
-    assert set(summary) == {*wanted.split(), "tokens_per_second", "device", "overrides"}
+    assert set(summary) == {*wanted.split(), "tokens_per_second", "device", "overrides", "bitwise"}
     assert summary["status"] == "completed"
     assert summary["steps"] == 8
     assert summary["test"]["rows"] == 30
@@ -185,13 +186,25 @@ def test_a_loss_that_is_not_finite_fails_the_run_and_says_so(tmp_path, capsys):
     assert "not finite" in err[-1]
 
 
-def test_a_folder_that_holds_a_run_is_left_alone(trained, capsys):
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        ([], 0, "left alone"),
+        (["resume=never"], 6, "already holds a run"),
+        (["hidden_size=9", "seed=1"], 5, "hidden_size: 8 there, 9 here; seed: 0 there, 1 here"),
+        (["batch_size=8"], 5, "batch_size: 16 there, 8 here"),
+        (["tokenizer=characters"], 5, "tokenizer.name"),
+        (["resume_step=3"], 5, "step_3"),
+    ],
+)
+def test_a_folder_that_holds_a_finished_run_is_left_alone(trained, change, code, says, capsys):
     folder, _ = trained
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    code, _, err = call("train", *TINY, f"hydra.run.dir={folder}", capsys=capsys)
-    assert code == 6
-    assert "already holds a run" in err[-1]
-    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "run.lock"}
+    found, out, err = call("train", *TINY, *change, f"hydra.run.dir={folder}", capsys=capsys)
+    assert found == code
+    assert says in [*out, *err][-2 if code == 0 else -1]
+    assert before == {path: path.read_bytes() for path in before}
+    assert len(before) == sum(path.is_file() for path in folder.rglob("*")) - 1
 
 
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (command.Terminated, 143)])

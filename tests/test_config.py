@@ -63,7 +63,12 @@ REFUSED = {
     "head=every": ["head=every", "one label per text"],
     "hydra/launcher=nosuch": ["hydra/launcher 'nosuch'", "basic"],
     "hydra.job.chdir=foo": ["hydra.job.chdir", "bool"],
-    "resume=auto": ["'resume'"],
+    "resume=perhaps": ["resume='perhaps'", "auto, must, never"],
+    "resume_allow=seed": ["resume_allow='seed'", "list"],
+    "checkpoint.every_steps=0": ["checkpoint.every_steps=0", "at least 1"],
+    "checkpoint.evry_steps=3": ["checkpoint.evry_steps", "'checkpoint.every_steps'"],
+    "checkpoint=3": ["checkpoint"],
+    "on_nonfinite=rollback": ["on_nonfinite='rollback'", "stop or skip"],
 }
 
 
@@ -153,7 +158,7 @@ def test_the_record_for_people_is_the_whole_tree():
     assert tree["optimizer"] == {
         "name": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "momentum": 0.0, "nesterov": False,
     }  # fmt: skip
-    assert set(tree) == {*settings.KEYS, *settings.GROUPS, "logger", "initializer", "experiment"}
+    assert set(tree) == {*settings.KEYS, *settings.GROUPS, "logger", "initializer", "checkpoint", "experiment"}
 
 
 def test_initializers_are_the_networks_own():
@@ -179,4 +184,4 @@ def test_help_and_refusals_do_without_jax(line):
 def test_every_field_is_a_key_or_a_group():
     own = {"experiment", "overrides", "directory"}
     hints = typing.get_type_hints(settings.Settings)
-    assert set(hints) - own == {*settings.KEYS, *settings.GROUPS, "logger", "initializer"}
+    assert set(hints) - own == {*settings.KEYS, *settings.GROUPS, "logger", "initializer", "checkpoint"}

@@ -20,7 +20,7 @@ LAYER = {
     **dict.fromkeys(["steptable", "picture", "page", "behaviour"], WORLD),
     **dict.fromkeys(["train", "evaluate", "predict", "explain", "report", "export", "doctor"], COMMANDS),
     "front_door": "the front door",
-    **dict.fromkeys(["command", "usage", "sweep"], COMMANDS),
+    **dict.fromkeys(["command", "usage", "sweep", "progress"], COMMANDS),
 }
 BELOW = {
     NOUNS: {NOUNS},

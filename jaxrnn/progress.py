@@ -1,0 +1,214 @@
+"""Progress that outlives its process: which run a folder holds, going on with it, saving it.
+
+A run is known by its fingerprint: every setting that decides the arithmetic, the data and the versions. Where one
+differs, the table below says what follows: FREE is ignored, SAID makes the record say "bitwise": false, the rest is
+refused unless resume_allow names it.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrnn import checkpoints, devices, runs
+from jaxrnn.checkpoints import Checkpoint, storing
+from jaxrnn.errors import ArtefactError, BusyError, NumericalError
+from jaxrnn.loggers import Logger
+from jaxrnn.settings import Settings, plain
+
+FREE = {"dataset", "device", "logger", "log_every_steps", "experiment", "checkpoint", "on_nonfinite", "nonfinite_limit"}
+FREE |= {"resume", "resume_step", "resume_allow"}  # dataset: the rows themselves are compared, as "data"
+SAID = {"jax", "jaxlib", "device"}
+RESTARTS = {"data", "batch_size"}  # with another one, a place in the middle of an epoch means nothing
+LOGS = ("metrics.jsonl", "metrics.csv")
+
+
+class Opened(NamedTuple):
+    """What a locked run folder holds."""
+
+    checkpoint: Checkpoint | None = None
+    bitwise: bool = True  # going on is the run that never stopped, bit for bit
+    finished: dict[str, Any] | None = None  # the summary of a completed run, which is left alone
+
+
+def fingerprint(settings: Settings, ready: Any) -> dict[str, Any]:
+    """Everything that decides the arithmetic, by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in plain(settings).items():
+        if key not in FREE:
+            flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    digest = hashlib.sha256()
+    for part in ready.encoded.corpus:
+        digest.update(np.ascontiguousarray(part).data)
+    digest.update(json.dumps([ready.encoded.labels, ready.encoded.vocabulary.tokens]).encode())
+    versions = {name: devices.version(name) for name in ("jax", "jaxlib")}
+    flat |= {"data": digest.hexdigest(), **versions, "device": devices.described(ready.devices)}
+    return json.loads(json.dumps(flat))
+
+
+def completed(folder: Path) -> bool:
+    """Does its summary say so."""
+    path = folder / "summary.json"
+    summary = runs.read_json(path) if path.exists() else None
+    return isinstance(summary, dict) and summary.get("status") == "completed"
+
+
+def holds_run(folder: Path, settings: Settings) -> bool:
+    """Is there a run to go on with; BusyError where that was ruled out. Call with the folder locked."""
+    if not (folder / "config.yaml").exists():
+        return False
+    if settings.resume == "never":
+        raise BusyError(f"{folder} already holds a run and resume=never: choose another folder, or resume=auto")
+    return True
+
+
+def opened(settings: Settings, mark: dict[str, Any], folder: Path, say: Callable[[str], None]) -> Opened:
+    """Find what to go on from, and bring the records back to where it stood. Call with the folder locked."""
+    checkpoints.tidied(folder, say)
+    done = completed(folder)
+    if settings.resume_step is not None:
+        found: Checkpoint | None = checkpoints.load(folder, settings.resume_step)
+    else:
+        found = None if done and not checkpoints.steps(folder) else checkpoints.newest(folder, say)
+    if found is None and settings.resume == "must":
+        raise ArtefactError(f"resume=must, but {folder} holds no checkpoint: expected one, or resume=auto")
+    more = False
+    changed: set[str] = set()
+    if found:
+        more, changed = compared(found.fingerprint, mark, settings.resume_allow, folder)
+        for name in sorted(changed):
+            say(f"{name} is not as it was: {found.fingerprint.get(name)!r}, now {mark.get(name)!r}")
+    if done and not more:
+        say(f"{folder} holds a completed run: left alone")
+        return Opened(finished=runs.read_json(folder / "summary.json"))
+    taken = Opened(found, not changed and (found is None or found.position.get("bitwise") is True))
+    rewind(folder, found)
+    if found:
+        for step in [step for step in checkpoints.steps(folder) if step > found.step]:
+            with storing(folder):
+                os.rename(
+                    folder / "checkpoints" / f"step_{step}",
+                    folder / "checkpoints" / f"step_{step}.left-{secrets.token_hex(3)}",
+                )
+        say(f"resuming at step {found.step} of {folder}")
+        if changed & RESTARTS and not found.position.get("ended"):
+            state = {name: array[:0] if name.startswith("log.") else array for name, array in found.state.items()}
+            taken = taken._replace(checkpoint=found._replace(batch=0, state=state))
+    return taken
+
+
+def compared(
+    recorded: dict[str, Any], here: dict[str, Any], allow: tuple[str, ...], folder: Path
+) -> tuple[bool, set[str]]:
+    """-> are more epochs asked for, the keys that differ and may; ArtefactError lists those that may not."""
+    differ = {key for key in {*recorded, *here} if recorded.get(key) != here.get(key)}
+    before, now = recorded.get("epochs"), here["epochs"]
+    more = "epochs" in differ and type(before) is int and now > before
+    if more and here.get("schedule.name") == "constant":
+        differ.discard("epochs")
+    allowed = {key for key in differ if key in SAID or key in allow or key.partition(".")[0] in allow}
+    allowed |= {"epochs"} & differ if more else set()
+    if "tokenizer" in allow or "dataset" in allow:
+        allowed |= {"data"} & differ
+    if refused := sorted(differ - allowed):
+        told = "; ".join(f"{key}: {recorded.get(key)!r} there, {here.get(key)!r} here" for key in refused)
+        raise ArtefactError(f"{folder} holds another run: {told}. Choose another folder, or resume_allow=[KEY,...]")
+    return more, allowed
+
+
+def rewind(folder: Path, found: Checkpoint | None) -> None:
+    """Cut the logs where the checkpoint recorded them; what is written again must not stand twice."""
+    for name in LOGS:
+        path, size = folder / name, (found.position.get("logs", {}).get(name, 0) if found else 0)
+        held = path.stat().st_size if path.exists() else 0
+        if type(size) is not int or held < size:
+            raise ArtefactError(f"{path}: {held:,} bytes, the checkpoint was made at {size!r}: records are missing")
+        if held > size:
+            with storing(path):
+                os.truncate(path, size)
+    with storing(folder):
+        (folder / "summary.json").unlink(missing_ok=True)
+
+
+def start(programs: Any, found: Checkpoint, where: Path) -> tuple[tuple[Any, Any], Any, dict[str, Any]]:
+    """-> (state on its devices, position) for fit.fit, the best parameters so far, what the summary said of them."""
+    from jaxrnn import resuming
+
+    place = str(where / "checkpoints" / f"step_{found.step}")
+    named = {name: array for name, array in found.state.items() if not name.startswith("log.")}
+    log = {name[4:]: array for name, array in found.state.items() if name.startswith("log.")}
+    held = found.position
+    try:
+        score = (-np.inf, -np.inf) if held["score"] is None else (float(held["score"][0]), float(held["score"][1]))
+        counts, told = (int(held["waited"]), int(held["refused"])), dict(held["told"])
+        position = resuming.Position(
+            found.step, found.epoch, found.batch, bool(held["ended"]), score, *counts, resuming.Log(**log)
+        )
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ArtefactError(f"{place}/position.json: expected a position, found {error!r}") from None
+    state = resuming.placed(programs, runs.filled(programs.kept, named, place))
+    best = None if found.best is None else runs.filled(programs.shapes, found.best, place)
+    return (state, position), best, told
+
+
+def save(
+    folder: Path, settings: Settings, mark: dict, programs: Any, now: Any, best: Any, told: dict, bitwise: bool
+) -> None:
+    """A checkpoint of the report `now`; NumericalError, and nothing written, where the state is not finite."""
+    from jaxrnn import resuming
+
+    at = now.position
+    state = runs.flat(resuming.kept(programs, now.state))
+    for name, array in state.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise NumericalError(
+                f"after update {at.step} {name} is not finite and was not saved; lower optimizer.learning_rate"
+            )
+    state |= {f"log.{name}": array for name, array in at.log._asdict().items()}
+    position = {"ended": at.ended, "score": at.score if np.isfinite(at.score[0]) else None, "waited": at.waited}
+    position |= {"refused": at.refused, "told": told, "bitwise": bitwise}
+    position |= {"logs": {name: synced_size(folder / name) for name in LOGS}}
+    found = Checkpoint(at.step, at.epoch, at.batch, mark, position, state, None if best is None else runs.flat(best))
+    checkpoints.save(folder, found, settings.checkpoint["keep"])
+
+
+def synced_size(path: Path) -> int:
+    """Bytes of a log, all of them on the disk; 0 where there is none."""
+    if not path.exists():
+        return 0
+    with storing(path), path.open("rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
+
+
+def record_refused(folder: Path, now: Any, seed: int) -> None:
+    """nonfinite.json: what is needed to look at the update again."""
+    import jax
+
+    update = now.refused
+    record = {"step": update.step, "epoch": update.epoch, "batch": update.batch}
+    record |= {"loss": repr(update.loss), "grad_norm": repr(update.grad_norm)}  # JSON has no nan
+    record |= {"rows": [int(row) for row in update.rows if row >= 0], "seed": seed}
+    record |= {"key": np.asarray(jax.random.key_data(now.state.key)).tolist(), "fold_in": int(now.state.step)}
+    runs.write_json(folder / "nonfinite.json", record | {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+
+
+def earlier(folder: Path) -> list[dict[str, Any]]:
+    """The records of the run that is gone on with."""
+    path = folder / "metrics.jsonl"
+    return [record for record in runs.read_lines(path) if isinstance(record, dict)] if path.exists() else []
+
+
+def tell_steps(log: Logger, now: Any, every: int | None) -> None:
+    """Every so many updates: one record each."""
+    first = now.step - len(now.log.loss) + 1
+    for at in range(len(now.log.loss)) if every else ():
+        if (first + at) % every == 0:
+            loss, norm = float(now.log.loss[at]), float(now.log.grad_norm[at])
+            log.step({"step": first + at, "epoch": now.epoch, "loss": loss, "grad_norm": norm})
