@@ -50,7 +50,7 @@ def draw_scalar(path: Path) -> None:
             found = jax.jit(jax.vmap(partial(flow.scalar_flow, start=0.3, steps=steps, activation=activation)))(w)
             axis.plot(w, np.abs(found.exact), color=colour, label=f"{steps} step{'s' if steps > 1 else ''}")
             axis.plot(w[::8], np.abs(found.measured)[::8], "o", markersize=4, color=colour)
-        axis.set_title(f"h_t = {name}(w h_t−1), h_0 = 0.3; lines: formula, dots: measured", fontsize=10.5, loc="left")
+        axis.set_title(f"h_t = {name}(w h_t−1), h_0 = 0.3; dots: measured", fontsize=10.5, loc="left")
         axis.set_xlabel("w", fontsize=9.5)
         axis.set_yscale("log")
         axis.set_ylim(1e-8, 1e2)

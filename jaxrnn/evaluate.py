@@ -35,14 +35,14 @@ def evaluate(
         )
     import jax
 
-    from jaxrnn import baselines, fit, metrics
+    from jaxrnn import baselines, metrics, programs
 
     (place,) = devices.choose(device)
     devices.open_cache(lambda line: None)
     corpus = encoded.corpus
     with jax.default_device(place):
-        data = fit.Data(corpus.tokens, corpus.offset, corpus.target)
-        answers = jax.jit(fit.make_answers(trained.model, int(corpus.length.max())))
+        data = programs.Data(corpus.tokens, corpus.offset, corpus.target)
+        answers = jax.jit(programs.make_answers(trained.model, int(corpus.length.max())))
 
         def answered(rows):
             order = text.plain_order(rows, corpus.length, ROWS)
