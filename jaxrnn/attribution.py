@@ -24,6 +24,7 @@ from jaxrnn.types import Array, Batch, Model
 TOLERANCE = 5e-4
 NODES = (16, 64, 256)
 LARGEST = 20_000_000  # numbers in the inputs of one text, [T, D]
+LONGEST = 1024  # steps: leaving each word out reads the text once per word
 
 
 class Attribution(NamedTuple):
@@ -35,9 +36,9 @@ class Attribution(NamedTuple):
 
 
 def attributions(model: Model, parts: Anatomy, params, tokens: Array, target: Array) -> Attribution | None:
-    """For the text tokens [T] and its target, as in `insight.trace`; None where the inputs would not fit in memory."""
+    """For the text tokens [T] and its target, as in `insight.trace`; None for a text too long or too wide."""
     width = parts.one_hot or params.input.shape[1]
-    if len(tokens) * width > LARGEST:
+    if len(tokens) > LONGEST or len(tokens) * width > LARGEST:
         return None
     for nodes in NODES:
         plain, integrated, error, change = _gradients(parts, nodes, params, tokens, target)

@@ -106,7 +106,7 @@ def table(found: dict[str, Any]) -> str:
 def _details(found: dict[str, Any]) -> list[str]:
     low, high = found["f1_macro_bootstrap95"]
     return [
-        f"  at temperature {found['temperature']:<4.2f}{found['ece_at_temperature']:.4f}",
+        f"  at temperature {found['temperature']:<4.2f} {found['ece_at_temperature']:.4f}",
         f"  F1, bootstrapped   {low:.4f} - {high:.4f}",
         *(
             f"  {'{} to {} tokens'.format(*part['tokens']):<19}{part['accuracy']:.4f}   {part['rows']:,} rows"

@@ -156,7 +156,7 @@ def _backward(found) -> list[str]:
 def _attribution(found) -> list[str]:
     held, steps = found["attribution"], found["steps"]
     if held is None:
-        return ["<h2>Attribution</h2><p class=note>Left out: the inputs of this text are too many numbers.</p>"]
+        return ["<h2>Attribution</h2><p class=note>Left out: the text is too long, or its inputs too wide.</p>"]
     names = methods(held)
     parts = [f"<h2>Attribution: what each word adds to ln p(<bdi>{_safe(found['label'])}</bdi>)</h2>"]
     for name, key in names.items():

@@ -180,7 +180,7 @@ def methods(held: dict[str, Any]) -> dict[str, str]:
 def _attribution(found) -> list[str]:
     held = found["attribution"]
     if held is None:
-        return ["", "attribution: left out, the inputs of this text are too many numbers"]
+        return ["", "attribution: left out, the text is too long, or its inputs are too many numbers"]
     names = methods(held)
     columns = {head: listed(held[name]) for head, name in names.items()}
     lines = ["", f"attribution: what each word adds to ln p({printable(found['label'], 20)}), by three methods"]

@@ -275,3 +275,9 @@ def test_rank_correlation_shares_the_ranks_of_equals():
     ranks = np.array([1.5, 1.5, 3, 4]), np.array([2, 1, 3.5, 3.5])
     assert attribution.rank_correlation(one, other) == pytest.approx(np.corrcoef(*ranks)[0, 1])
     assert attribution.rank_correlation(one, np.ones(4)) is None
+
+
+def test_a_text_too_long_for_leaving_out_is_left_out():
+    model, parts, params = made()
+    tokens = jnp.full(attribution.LONGEST + 1, 2)
+    assert attribution.attributions(model, parts, params, tokens, jnp.array(1)) is None
