@@ -1,0 +1,107 @@
+"""F: several processes at once. A and G: what is refused before anything runs."""
+
+import json
+import multiprocessing
+import signal
+import time
+
+import faultbench as bench
+import pytest
+
+from jaxrnn import runs
+
+
+@pytest.mark.fault("F1")
+@pytest.mark.whole
+def test_runs_of_the_same_second_have_folders_of_their_own(basis, cache, reference, tmp_path):
+    processes = [bench.start(basis, cache, cwd=tmp_path) for _ in range(6)]
+    ends = [bench.ended(process) for process in processes]
+    folders = {out[-1].removeprefix("run: ") for _, out, _ in ends}
+    assert [code for code, *_ in ends] == [0] * 6 and len(folders) == 6
+    for folder in folders:
+        assert bench.digest(tmp_path / folder) == bench.digest(reference)
+
+
+@pytest.mark.fault("F2")
+def test_a_second_process_leaves_a_live_run_alone(basis, cache, reference, tmp_path):
+    run = tmp_path / "run"
+    arguments = [*basis, f"hydra.run.dir={run}", "checkpoint.every_steps=1", "epochs=400"]
+    first = bench.start(arguments, cache)
+    assert bench.until(lambda: bench.logged(run) > 3, first)
+    config = (run / "config.yaml").read_bytes()
+    began = time.monotonic()
+    code, _, err = bench.train(arguments, cache)
+    took, going = time.monotonic() - began, first.poll() is None
+    first.terminate()
+    assert bench.ended(first)[0] == 143
+    assert going and code == 6 and f"process {first.pid}" in err[-1] and took < 10
+    assert (run / "config.yaml").read_bytes() == config
+    assert bench.verifies(run) == bench.steps(run)
+
+
+def append(path, who):
+    for number in range(200):
+        runs.append_line(path, {"who": who, "number": number, "text": "x" * 300})
+
+
+@pytest.mark.fault("F4")
+def test_lines_of_ten_processes_stay_whole(tmp_path):
+    spawn, path = multiprocessing.get_context("spawn"), tmp_path / "metrics.jsonl"
+    writers = [spawn.Process(target=append, args=(path, who)) for who in range(10)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    with path.open("ab") as file:
+        file.write(b'{"half')
+    found = runs.read_lines(path)
+    assert len({(record["who"], record["number"]) for record in found}) == len(found) == 2000
+
+
+REFUSED = {
+    "hiden_size=64": ("A1", "hidden_size"),
+    "cell=lstmm": ("A2", "lstm"),
+    "+foo=1": ("A2", "foo"),
+    "~dataset.path": ("A2", "dataset.path"),
+    "batch_size=0": ("A3", "batch_size"),
+    "batch_size=-4": ("A3", "batch_size"),
+    "optimizer.learning_rate=-1": ("A3", "learning_rate"),
+    "optimizer.learning_rate=nan": ("A3", "learning_rate"),
+    "dropout_rate=1.5": ("A3", "dropout_rate"),
+    "checkpoint.every_steps=0": ("A3", "checkpoint.every_steps"),
+    "precision=float46": ("A4", "float46"),
+    "hidden_size=long": ("A4", "hidden_size"),
+    "bidirectional=yes": ("A4", "bidirectional"),
+    "-m cell=gru,lstm optimizer.learning_rate=0.1,oops": ("A5", "oops"),
+    "--experimental-rerun evil.pickle": ("G3", "pickle"),
+}
+
+
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=pytest.mark.fault(case)) for line, (case, _) in REFUSED.items()]
+)
+def test_a_refusal_comes_before_anything_is_made(basis, tmp_path, monkeypatch, capsys, line):
+    from jaxrnn import command, train
+
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        code = command.exit_code("train", train.main, [*basis, *line.split()])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "") and 1 <= len(err.splitlines()) <= 2
+    assert REFUSED[line][1] in err and not list(tmp_path.iterdir())
+    if "oops" in line:
+        assert "job 1" in err and "job 3" in err
+
+
+@pytest.mark.fault("G2")
+@pytest.mark.whole
+def test_a_config_from_a_stranger_is_never_read(basis, cache, copy, tmp_path):
+    with (copy / "config.yaml").open("a") as file:
+        file.write(f"evil: {{_target_: os.system, command: touch {tmp_path}/CANARY}}\n")
+    code, *_ = bench.train([*basis, f"hydra.run.dir={copy}"], cache)
+    assert code == 0 and not (tmp_path / "CANARY").exists()
+    assert "_target_" not in (copy / "config.yaml").read_text()
+    assert json.loads((copy / "summary.json").read_text())["status"] == "completed"
