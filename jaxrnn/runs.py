@@ -46,18 +46,6 @@ def new_folder(experiment: str, *, prefix: str = "", root: Path = ROOT) -> Path:
     raise StorageError(f"cannot find a free name {path}")
 
 
-def claim(path: Path, name: str, content: str) -> Path:
-    """Take a folder for one run (or sweep) by being who creates this file in it; BusyError where another did."""
-    with storing(path):
-        path.mkdir(parents=True, exist_ok=True)
-        try:
-            with (path / name).open("x", encoding="utf-8") as file:
-                file.write(content)
-        except FileExistsError:
-            raise BusyError(f"{path} already holds a run: choose another folder, or give none") from None
-    return path
-
-
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Be the one process that writes into this folder, which is made if need be; BusyError names who is already."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrnn import loggers, plots, runs
-from jaxrnn.errors import ArtefactError, BusyError, StorageError
+from jaxrnn.errors import ArtefactError, StorageError
 
 
 class Inner(NamedTuple):
@@ -102,13 +102,6 @@ def test_new_folders_are_never_shared(tmp_path):
     assert len(made) == 20
     assert len(sweeps) == 5
     assert len(list((tmp_path / "x").iterdir())) == 25
-
-
-def test_a_folder_is_claimed_once(tmp_path):
-    runs.claim(tmp_path / "a", "config.yaml", "1\n")
-    with pytest.raises(BusyError, match="already holds a run"):
-        runs.claim(tmp_path / "a", "config.yaml", "2\n")
-    assert (tmp_path / "a" / "config.yaml").read_text() == "1\n"
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EACCES])

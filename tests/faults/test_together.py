@@ -39,6 +39,26 @@ def test_a_second_process_leaves_a_live_run_alone(basis, cache, reference, tmp_p
     assert bench.verifies(run) == bench.steps(run)
 
 
+@pytest.mark.fault("F3")
+@pytest.mark.whole
+def test_a_sweep_that_was_killed_runs_what_is_missing(basis, cache, tmp_path):
+    folder = tmp_path / "sweep"
+    line = ["-m", *basis, f"hydra.sweep.dir={folder}", "epochs=40", "seed=0,1,2,3"]
+    process = bench.start(line, cache)
+    assert bench.until(lambda: bench.logged(folder / "1") > 20, process)
+    process.kill()
+    process.communicate()
+    assert bench.summary(folder / "0")["status"] == "completed" and bench.summary(folder / "1") is None
+    before = (folder / "0" / "summary.json").read_bytes()
+    code, out, err = bench.train(line, cache)
+    assert (code, err) == (0, []) and sum("left alone" in text for text in out) == 1
+    jobs = json.loads((folder / "sweep.json").read_text())["jobs"]
+    assert [(job["job"], job["status"], job["code"]) for job in jobs] == [(n, "completed", 0) for n in range(4)]
+    assert (folder / "0" / "summary.json").read_bytes() == before
+    assert len(bench.losses(folder / "1")) == 400
+    assert bench.train([*line[:-1], "seed=0,1"], cache)[0] == 6
+
+
 def append(path, who):
     for number in range(200):
         runs.append_line(path, {"who": who, "number": number, "text": "x" * 300})
