@@ -53,6 +53,17 @@ def network(settings: Settings, vocabulary_size: int, classes: int) -> dict[str,
     }
 
 
+def work(built: Mapping[str, Any]) -> float:
+    """Multiplications of one token's way forward and back through the recurrent layers, input side taken as wide."""
+    import jax
+
+    from jaxrnn.model import rnn
+
+    shapes = jax.eval_shape(lambda: rnn(**built).init(jax.random.key(0)).layers)
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    return 12.0 * sum(leaf.size for path, leaf in leaves if jax.tree_util.keystr(path).endswith("W_hh"))
+
+
 def record(settings: Settings, built: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
     """model.json."""
     return {

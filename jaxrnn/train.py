@@ -39,7 +39,9 @@ def prepare(settings: Settings) -> Prepared:
     rows = artefact.splits(settings.dataset.name, settings.dataset.settings)
     tokenizer = artefact.tokenizer(settings.tokenizer.name, settings.tokenizer.settings)
     encoded = text.encode(rows, tokenizer, max_length=settings.max_length)
-    chosen = devices.choose(settings.device.name, settings.device.count)
+    network = artefact.network(settings, len(encoded.vocabulary), len(encoded.labels))
+    work = artefact.work(network) * settings.batch_size * float(encoded.corpus.length[encoded.corpus.train].mean())
+    chosen = devices.choose(settings.device.name, settings.device.count, work=work, rows=settings.batch_size)
     if settings.batch_size % len(chosen):
         raise ConfigurationError(
             f"batch_size={settings.batch_size}: expected a multiple of the {len(chosen)} devices (device.count)"
@@ -47,7 +49,6 @@ def prepare(settings: Settings) -> Prepared:
     import jaxrnn
     from jaxrnn import optimizers
 
-    network = artefact.network(settings, len(encoded.vocabulary), len(encoded.labels))
     fixed = {k: v for k, v in settings.optimizer.settings.items() if k not in ("learning_rate", "weight_decay")}
     optimizer = optimizers.transformation(settings.optimizer.name, **fixed)
     factor = optimizers.schedule(settings.schedule.name)

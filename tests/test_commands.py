@@ -158,7 +158,7 @@ def test_a_refusal_is_two_lines_and_a_code_and_leaves_nothing(line, tmp_path, ca
     name, *arguments = line.split()
     wanted, says = REFUSED[line]
     monkeypatch.setattr(sys, "argv", [name, *arguments])
-    monkeypatch.setattr(devices, "choose", lambda name, count=1: [None] * count)
+    monkeypatch.setattr(devices, "choose", lambda name, count=1, **sizes: [None] * count)
     code, out, err = call(name, *arguments, capsys=capsys)
     assert (code, out) == (wanted, []), err
     assert 1 <= len(err) <= 2

@@ -83,7 +83,7 @@ def test_refusals_name_the_key_what_was_given_and_what_is_allowed(line):
 
 def test_the_defaults_are_those_of_conf():
     found = config.compose([])
-    assert (found.hidden_size, found.cell.name, found.optimizer.learning_rate) == (64, "vanilla", 0.002)
+    assert (found.hidden_size, found.cell.name, found.optimizer.learning_rate) == (64, "vanilla", 0.003)
     assert (found.logger, found.experiment, found.directory) == (("console", "jsonl"), "default", None)
     assert found.overrides == ()
 
