@@ -16,8 +16,8 @@ from jaxrnn.errors import ConfigurationError
 # XLA:CPU's YNN fusions sum wrongly in silence (jax-ml/jax#39103: 266342400 for 268435456): off, with an empty value.
 FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
 
-# Multiplications of an update from which one part per core gained on 2 cores: 400 M 1.1 times, 3 G 1.3 times as fast; with
-# 16 M adding up the gradients of the parts cost more than it saved.
+# Multiplications of an update from which one part per core gained on 2 cores: 400 M 1.1 times, 3 G 1.3 times as fast;
+# at 16 M adding up the gradients of the parts cost more than it saved.
 WORTH_DIVIDING = 2e8
 
 

@@ -26,6 +26,7 @@ FREE = {"dataset", "device", "logger", "log_every_steps", "experiment", "checkpo
 FREE |= {"resume", "resume_step", "resume_allow"}  # dataset: the rows themselves are compared, as "data"
 SAID = {"jax", "jaxlib", "device"}
 RESTARTS = {"data", "batch_size"}  # with another one, a place in the middle of an epoch means nothing
+TOLD = ("best_epoch", "valid")  # of the summary: what stands before the run has ended
 LOGS = ("metrics.jsonl", "metrics.csv")
 
 
@@ -125,9 +126,10 @@ def compared(
 def rewind(folder: Path, found: Checkpoint | None) -> None:
     """Cut the logs where the checkpoint recorded them; what is written again must not stand twice."""
     for name in LOGS:
-        path, size = folder / name, (found.position.get("logs", {}).get(name, 0) if found else 0)
+        sizes: Any = found.position.get("logs") if found else {}
+        path, size = folder / name, sizes.get(name, 0) if isinstance(sizes, dict) else None
         held = path.stat().st_size if path.exists() else 0
-        if type(size) is not int or held < size:
+        if type(size) is not int or not 0 <= size <= held:
             raise ArtefactError(f"{path}: {held:,} bytes, the checkpoint was made at {size!r}: records are missing")
         if held > size:
             with storing(path):
@@ -146,11 +148,16 @@ def start(programs: Any, found: Checkpoint, where: Path) -> tuple[tuple[Any, Any
     held = found.position
     try:
         score = (-np.inf, -np.inf) if held["score"] is None else (float(held["score"][0]), float(held["score"][1]))
-        counts, told = (int(held["waited"]), int(held["refused"])), dict(held["told"])
+        counts, told = (
+            (int(held["waited"]), int(held["refused"])),
+            {key: held["told"][key] for key in TOLD if key in held["told"]},
+        )
         position = resuming.Position(
             found.step, found.epoch, found.batch, bool(held["ended"]), score, *counts, resuming.Log(**log)
         )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        if len({array.shape for array in log.values()}) != 1 or log["loss"].ndim != 1 or log["loss"].dtype.kind != "f":
+            raise ValueError("the losses of the epoch")
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise ArtefactError(f"{place}/position.json: expected a position, found {error!r}") from None
     state = resuming.placed(programs, runs.filled(programs.kept, named, place))
     best = None if found.best is None else runs.filled(programs.shapes, found.best, place)
