@@ -21,6 +21,8 @@ LONGEST = 200  # characters; a longer token never enters a vocabulary
 CHUNK = 1 << 21  # tokens handled at once where a whole corpus would need a second copy
 MEMORY = 400_000  # pieces of text whose ids are kept while reading: about 80 MB
 WIDTH = array("i").itemsize
+HEAD = 12  # numbers before the tokens: a large array lies 16 bytes past a page, the tokens so at a multiple of 64,
+# where the compiled programs can use them as they are; elsewhere they would be copied
 ONE_UNKNOWN = array("i", [1]).tobytes()
 MOST_CLASSES = 10_000
 POOL = 50  # batches sorted by length together: 4 % padding on SST-2 sentences, 63 % without
@@ -153,7 +155,7 @@ def encode(
     provisional = Numbers({token: number for number, token in enumerate(reserved)})
     classes = Numbers({label: number for number, label in enumerate(splits.labels)})
     cut = Cut(tokenizer.cut, provisional)
-    tokens, offset, target = array("i"), array("i", [0]), array("i")
+    tokens, offset, target = array("i", [0] * HEAD), array("i", [0]), array("i")
     report: dict = {"rows": {}, "cut": 0, "empty": 0}
     given: dict[str, np.ndarray] = {}
     for name, rows in zip(("train", "valid", "test"), splits[:3], strict=True):
@@ -173,7 +175,7 @@ def encode(
                 tokens.append(2)
             if len(tokens) >= 1 << 31:
                 raise DataError(f"row {len(target) + 1:,} is past 2,147,483,647 tokens; use max_length or fewer rows")
-            offset.append(len(tokens))
+            offset.append(len(tokens) - HEAD)
             target.append(classes[label])
         given[name] = np.arange(first, len(target), dtype=np.int32)
         if not len(given[name]):
@@ -186,7 +188,7 @@ def encode(
     class_of = {label: number for number, label in enumerate(names)}
     place = np.array([class_of[label] for label in classes], np.int32)
     corpus = Corpus(
-        np.frombuffer(tokens, np.int32),
+        np.frombuffer(tokens, np.int32)[HEAD:],
         np.frombuffer(offset, np.int32),
         place[np.frombuffer(target, np.int32)],
         *share_out(given, place[np.frombuffer(target, np.int32)], shares, seed),
