@@ -16,7 +16,7 @@ CHUNK = 1 << 21  # tokens sorted at once
 def majority(corpus: Corpus, split: str = "test") -> dict[str, float]:
     """{"accuracy"} on a split of the class that training has most often; the first of equals."""
     rows = getattr(corpus, split)
-    return {"accuracy": float((corpus.target[rows] == np.bincount(corpus.target[corpus.train]).argmax()).mean())}
+    return {"accuracy": float((corpus.target[rows] == np.bincount(corpus.target[corpus.train]).argmax(0)).mean())}
 
 
 def bag_of_words(corpus: Corpus, size: int, split: str = "test") -> dict[str, float]:

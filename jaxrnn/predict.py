@@ -57,7 +57,7 @@ def predictor(trained: artefact.Loaded) -> Callable[[Sequence[str]], tuple[np.nd
 
 def told(text: str, p: np.ndarray, length: int, labels: Sequence[str], as_json: bool) -> str:
     """One line of output."""
-    best = int(p.argmax())
+    best = int(p.argmax(0))
     if as_json:
         found = {"text": text, "label": labels[best], "probabilities": dict(zip(labels, p.tolist(), strict=True))}
         return json.dumps(found | ({} if length else {"empty": True}), ensure_ascii=False)
