@@ -136,7 +136,7 @@ def make_update(model: Model, optimizer: Any, factor: Callable, axis: str | None
         rows = jnp.maximum(sums.weight, 1)
         if model.has_table:
             table, square = add_up(state.params.input, ids, batch.length, table.values, axis)
-        gradients = jax.tree.map(lambda g: g / rows, rest._replace(input=table))
+        gradients = jax.tree.map(lambda g: g / rows, rest._replace(input=table) if model.has_table else rest)
         loss, grad_norm = sums.loss / rows, jnp.sqrt(total(square) + squares(rest)) / rows
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         gradients = optimizers.clip(gradients, hyper, grad_norm, norm)

@@ -110,9 +110,9 @@ def test_a_measurement_does_not_depend_on_the_batches(programs):
     assert rows.tolist() == [8, 9, 10] and logits.shape == (3, 2)
 
 
-@pytest.mark.parametrize("cell", ["vanilla", "lstm"])
-def test_it_learns_its_training_rows(corpus, cell):
-    programs = built(corpus, cell=cell)
+@pytest.mark.parametrize("settings", [{}, {"cell": "lstm"}, {"input": "one_hot"}, {"unroll": "scan"}], ids=str)
+def test_it_learns_its_training_rows(corpus, settings):
+    programs = built(corpus, **settings)
     reports = list(fit.fit(programs, Hyper(0.05, clip_global_norm=1.0), lambda epoch: ORDER, VALID, seed=0, epochs=60))
     assert reports[-1].train["accuracy"] == 1.0 and reports[-1].train["loss"] < 0.05
     assert [r.step for r in reports if r.valid] == list(range(3, 181, 3))
