@@ -153,7 +153,8 @@ DIFFERENT = {
 @pytest.mark.fault("D6")
 @pytest.mark.parametrize("change", ["hidden_size=9", *(pytest.param(c, marks=pytest.mark.whole) for c in DIFFERENT)])
 def test_another_run_is_refused_key_by_key(basis, cache, copy, change):
-    before = {path: path.read_bytes() for path in copy.glob("checkpoints/step_*[0-9]/*")}
+    kept = [copy / "checkpoints" / f"step_{step}" for step in bench.steps(copy)]  # whole ones
+    before = {path: path.read_bytes() for folder in kept for path in folder.iterdir()}
     code, _, err = bench.train([*basis, f"hydra.run.dir={copy}", change], cache)
     assert code == 5 and DIFFERENT[change] in err[-1] and len(err) == 1
     assert before == {path: path.read_bytes() for path in before}
