@@ -10,6 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
+SLOW = "test_insight test_explain test_behaviour test_checkpoints test_unroll_invariances test_benchmarks".split()
 jax.config.update("jax_num_cpu_devices", 2)  # two, on any machine: one run spread over them is one of the laws
 
 
@@ -21,6 +22,13 @@ def pytest_configure(config):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
         os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(cache.mkdir("hypothesis")))
+
+
+def pytest_collection_modifyitems(items):
+    """`-m "not slow"` is the fast part: without what starts many processes or compiles a program per case."""
+    for item in items:
+        if "faults" in item.path.parts or item.path.stem in SLOW:
+            item.add_marker("slow")
 
 
 @pytest.fixture
