@@ -7,6 +7,7 @@ is an exception, not an exit. Hydra is imported late, since --help does without 
 import itertools
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -169,19 +170,23 @@ def sweep(overrides: Sequence[str], *, config_dir: str | None = None) -> tuple[s
     return directory, jobs
 
 
-def show() -> int:
-    """Hydra's own --cfg, --info, --hydra-help and tab completion, read from the command line. -> exit code."""
+def show(arguments: Sequence[str]) -> int:
+    """Hydra's own --cfg, --info, --hydra-help and tab completion. -> exit code."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, where Hydra would print and exit with 1
+    given = sys.argv
+    sys.argv = [given[0], *arguments, *tuned(arguments)]  # what hydra.main reads
     try:
         hydra.main(config_path=str(folder()), config_name="config", version_base=VERSION_BASE)(lambda _: None)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigurationError(str(error).partition("\n")[0]) from error
     except SystemExit as stopped:
         return stopped.code if isinstance(stopped.code, int) else 0
+    finally:
+        sys.argv = given
     return 0
 
 

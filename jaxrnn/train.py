@@ -271,7 +271,7 @@ def main(arguments: Sequence[str]) -> int:
     if any(argument.partition("=")[0] == "--experimental-rerun" for argument in arguments):
         raise ConfigurationError("--experimental-rerun reads a pickle, which can run code: give the overrides instead")
     if any(argument.partition("=")[0] in SHOWS for argument in arguments):
-        return config.show()
+        return config.show(arguments)
     parser = command.Parser(prog="jaxrnn-train", add_help=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--help", "-h", action="store_true")

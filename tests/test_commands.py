@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
-from jaxrnn import artefact, command, devices, evaluate, predict, runs, train
+from jaxrnn import artefact, command, config, devices, evaluate, predict, runs, settings, train
 from jaxrnn.errors import ConfigurationError
 
 COMMANDS = {"train": train.main, "evaluate": evaluate.main, "predict": predict.main}
@@ -171,11 +172,14 @@ def test_an_absent_device_lists_what_is_there():
         devices.choose("tpu")
 
 
-def test_cfg_prints_the_composed_configuration(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["train", "--cfg", "job", "cell=gru"])
-    code, out, err = call("train", "--cfg", "job", "cell=gru", capsys=capsys)
+def test_cfg_prints_what_a_run_would_use(capsys):
+    given = ["dataset=sst2", "cell=gru", "optimizer.learning_rate=0.5"]  # conf/tuned/sst2.yaml brings the rest
+    code, out, err = call("train", "--cfg", "job", *given, capsys=capsys)
     assert (code, err) == (0, [])
-    assert out[out.index("cell:") + 1] == "  name: gru"
+    shown, used = yaml.safe_load("\n".join(out)), settings.plain(config.compose(given))
+    assert shown["cell"]["name"] == "gru" and shown["optimizer"]["learning_rate"] == 0.5
+    for key in ("head", "bidirectional", "hidden_size", "epochs", "dropout_rate", "optimizer", "input"):
+        assert shown[key] == used[key]
 
 
 def test_a_loss_that_is_not_finite_fails_the_run_and_says_so(tmp_path, capsys):
