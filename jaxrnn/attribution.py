@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxrnn.insight import Anatomy, forward, look_up, loss_of, taps
+from jaxrnn.insight import forward, look_up, loss_of, taps
 from jaxrnn.types import Array, Batch, Model
 
 TOLERANCE = 5e-4
@@ -35,17 +35,17 @@ class Attribution(NamedTuple):
     complete: bool  # the error is below TOLERANCE, alone or as a share of F(text) - F(b)
 
 
-def attributions(model: Model, parts: Anatomy, params, tokens: Array, target: Array) -> Attribution | None:
+def attributions(model: Model, params, tokens: Array, target: Array) -> Attribution | None:
     """For the text tokens [T] and its target, as in `insight.trace`; None for a text too long or too wide."""
-    width = parts.one_hot or params.input.shape[1]
+    width = model.parts.one_hot or params.input.shape[1]
     if len(tokens) > LONGEST or len(tokens) * width > LARGEST:
         return None
     for nodes in NODES:
-        plain, integrated, error, change = _gradients(parts, nodes, params, tokens, target)
+        plain, integrated, error, change = _gradients(model.parts, nodes, params, tokens, target)
         complete = bool(error <= TOLERANCE * max(1.0, abs(change)))
         if complete:
             break
-    left = _leave_one_out(model, parts, params, tokens, target)
+    left = _leave_one_out(model, params, tokens, target)
     return Attribution(np.asarray(left), np.asarray(plain), np.asarray(integrated), float(error), complete)
 
 
@@ -71,8 +71,8 @@ def _gradients(parts, nodes, params, tokens, target):
     return jnp.sum(xs * slope(xs), -1), integrated, jnp.abs(jnp.sum(integrated) - change), change
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _leave_one_out(model, parts, params, tokens, target):
+@partial(jax.jit, static_argnums=0)
+def _leave_one_out(model, params, tokens, target):
     T = len(tokens)
 
     def score(tokens, target, length):
@@ -82,7 +82,7 @@ def _leave_one_out(model, parts, params, tokens, target):
     def without(t):
         at = jnp.arange(T)
         kept = jnp.minimum(jnp.where(at < t, at, at + 1), T - 1)
-        return score(tokens[kept], target[kept] if parts.every else target, jnp.array(T - 1))
+        return score(tokens[kept], target[kept] if model.parts.every else target, jnp.array(T - 1))
 
     return score(tokens, target, jnp.array(T)) - lax.map(without, jnp.arange(T), batch_size=64)
 

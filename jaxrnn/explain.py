@@ -42,7 +42,7 @@ def _explain(trained: artefact.Loaded, text: str, label: str | None, layer: int,
     settings, labels = trained.record["network"], trained.labels
     if label is not None and label not in labels:
         raise ConfigurationError(unknown("label", label, labels))
-    parts = insight.anatomy(**settings)
+    parts = trained.model.parts
     if not 1 <= layer <= len(parts.cells):
         raise ConfigurationError(f"--layer {layer}: expected 1 to {len(parts.cells)}")
     if backward and len(parts.cells[0]) == 1:
@@ -59,15 +59,15 @@ def _explain(trained: artefact.Loaded, text: str, label: str | None, layer: int,
     if not len(ids):
         return found | _of_nothing(trained, label)
     names = tokens[: len(ids) - trained.tokenizer.end] + ["<end>"] * trained.tokenizer.end
-    so_far = np.asarray(insight.so_far(trained.model, parts, trained.params, jnp.asarray(ids)))
+    so_far = np.asarray(insight.so_far(trained.model, trained.params, jnp.asarray(ids)))
     target = _target(so_far, parts.every, labels, label)
-    seen = insight.trace(trained.model, parts, trained.params, jnp.asarray(ids), jnp.asarray(target))
+    seen = insight.trace(trained.model, trained.params, jnp.asarray(ids), jnp.asarray(target))
     p = _probabilities(so_far)
     told = label or labels[int(p[-1].argmax())]
     which = layer - 1, int(backward)
     found |= {"label": told, "probabilities": _named(labels, p[-1]), "loss": float(seen.loss)}
-    found |= {"steps": _steps(trained, parts, seen, which, names, ids, p)}
-    found |= _summary(trained, parts, seen, which) | {"attribution": _attribution(trained, parts, ids, target)}
+    found |= {"steps": _steps(trained, seen, which, names, ids, p)}
+    found |= _summary(trained, seen, which) | {"attribution": _attribution(trained, ids, target)}
     return _finite(found)
 
 
@@ -87,12 +87,12 @@ def _named(labels: Sequence[str], p: np.ndarray) -> dict[str, float]:
     return dict(zip(labels, p.tolist(), strict=True))
 
 
-def _steps(trained, parts, seen, which, names, ids, p) -> list[dict[str, Any]]:
+def _steps(trained, seen, which, names, ids, p) -> list[dict[str, Any]]:
     """One object per step of the chosen layer and direction."""
     from jaxrnn import insight
 
     layer, way = which
-    run, share = seen.passes[layer][way], seen.shares[layer][way]
+    parts, run, share = trained.model.parts, seen.passes[layer][way], seen.shares[layer][way]
     params = insight.cell_params(parts, trained.params)[layer][way]
     inputs = np.asarray(run.inputs)
     if inputs.ndim == 1 and parts.one_hot <= DENSE:
@@ -132,11 +132,12 @@ def _fields(params) -> dict[str, Any]:
     return params._asdict() if hasattr(params, "_asdict") else {"params": params}
 
 
-def _summary(trained, parts, seen, which) -> dict[str, Any]:
+def _summary(trained, seen, which) -> dict[str, Any]:
     """The gradients as sums of the shares, and how the gradient flows."""
     from jaxrnn import flow, insight
 
     layer, way = which
+    parts = trained.model.parts
     cell, params = parts.cells[layer][way], insight.cell_params(parts, trained.params)[layer][way]
     share = seen.shares[layer][way]
     found = flow.gradient_flow(cell, params, seen.passes[layer][way])
@@ -157,12 +158,12 @@ def _summary(trained, parts, seen, which) -> dict[str, Any]:
     }
 
 
-def _attribution(trained, parts, ids, target) -> dict[str, Any] | None:
+def _attribution(trained, ids, target) -> dict[str, Any] | None:
     import jax.numpy as jnp
 
     from jaxrnn import attribution
 
-    found = attribution.attributions(trained.model, parts, trained.params, jnp.asarray(ids), jnp.asarray(target))
+    found = attribution.attributions(trained.model, trained.params, jnp.asarray(ids), jnp.asarray(target))
     if found is None:
         return None
     methods = ("leave_one_out", "gradient_input", "integrated")

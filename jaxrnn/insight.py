@@ -10,7 +10,6 @@ For the vanilla cell this is delta_t h_{t-1}^T, delta_t x_t^T and delta_t, with 
 cell the share in b_h is the gradient at the pre-activation, and goes by the name delta.
 """
 
-import inspect
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,23 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrnn import activations, heads, outputs
-from jaxrnn.model import INITIALIZER, member
-from jaxrnn.outputs import Output
 from jaxrnn.projection import project
-from jaxrnn.types import Array, Batch, Cell, Head, Model
+from jaxrnn.types import Array, Batch, Cell, Model, Parts
 
 SATURATED = 0.1  # a unit whose output moves by less than this per unit of pre-activation
-
-
-class Anatomy(NamedTuple):
-    """The parts of a model made by `jaxrnn.rnn` with the same settings."""
-
-    cells: tuple[tuple[Cell, ...], ...]  # layers, then directions: left to right, right to left
-    head: Head
-    output: Output
-    every: bool  # one answer per step
-    one_hot: int | None  # V, where words are one-hot vectors
 
 
 class Pass(NamedTuple):
@@ -67,36 +53,7 @@ class Trace(NamedTuple):
     error: Array  # largest difference of a sum of shares from autodiff's gradient, over that gradient's largest number
 
 
-def anatomy(
-    *,
-    vocabulary_size: int,
-    input_size: int = 128,
-    hidden_size: int = 128,
-    layers: int = 1,
-    bidirectional: bool = False,
-    cell: str = "vanilla",
-    activation: str = "tanh",
-    input: str = "embedding",
-    head: str = "last",
-    output: str = "softmax",
-    initializer: dict | None = None,
-    **_,
-) -> Anatomy:
-    """The parts, from the arguments of `jaxrnn.rnn`."""
-    make = member("cells", cell)
-    names = INITIALIZER | {k: v for k, v in (initializer or {}).items() if v not in (None, "default")}
-    settings = {"activation": activations.named(activation), "recurrent_init": names["recurrent"],
-                "input_init": names["input"]}  # fmt: skip
-    settings = {k: v for k, v in settings.items() if k in inspect.signature(make).parameters}
-    ways = 2 if bidirectional else 1
-    sizes = [vocabulary_size if input == "one_hot" else input_size] + [hidden_size * ways] * (layers - 1)
-    cells = tuple(tuple(make(size, hidden_size, **settings) for _ in range(ways)) for size in sizes)
-    width = sum(one.output_size for one in cells[-1])
-    one_hot = vocabulary_size if input == "one_hot" else None
-    return Anatomy(cells, heads.named(head)(width), outputs.named(output), head == "every", one_hot)
-
-
-def look_up(parts: Anatomy, params, tokens: Array) -> Array:
+def look_up(parts: Parts, params, tokens: Array) -> Array:
     """What the first layer reads: rows of the embedding [T, D], or the ids themselves of one-hot words [T]."""
     return tokens if parts.one_hot else params.input[tokens]
 
@@ -106,12 +63,12 @@ def each(function, *trees):
     return tuple(tuple(map(function, *rows)) for rows in zip(*trees, strict=True))
 
 
-def cell_params(parts: Anatomy, params):
+def cell_params(parts: Parts, params):
     """The parameters of every cell, as layers of directions."""
     return tuple(p if len(cells) == 2 else (p,) for cells, p in zip(parts.cells, params.layers, strict=True))
 
 
-def taps(parts: Anatomy, params, steps: int):
+def taps(parts: Parts, params, steps: int):
     """Zeros of the shape of every state of every step."""
 
     def zeros(cell, p):
@@ -121,7 +78,7 @@ def taps(parts: Anatomy, params, steps: int):
     return each(zeros, parts.cells, cell_params(parts, params))
 
 
-def forward(parts: Anatomy, params, xs: Array, tap) -> tuple[Array, tuple[tuple[Pass, ...], ...]]:
+def forward(parts: Parts, params, xs: Array, tap) -> tuple[Array, tuple[tuple[Pass, ...], ...]]:
     """xs [T, ...] -> logits [C] or [T, C], and every pass on the way."""
     passes, end = [], jnp.zeros(0)
     for cells, ps, ts in zip(parts.cells, cell_params(parts, params), tap, strict=True):
@@ -149,14 +106,15 @@ def carried(cell: Cell, params, xs: Array, tap=None, reverse: bool = False) -> P
     return Pass(xs, before, after, ys, reverse)
 
 
-def loss_of(parts: Anatomy, logits: Array, target: Array) -> Array:
+def loss_of(parts: Parts, logits: Array, target: Array) -> Array:
     """-ln p of the target, a class or one class per step."""
     return jnp.mean(parts.output.loss(logits, target))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def trace(model: Model, parts: Anatomy, params, tokens: Array, target: Array) -> Trace:
+@partial(jax.jit, static_argnums=0)
+def trace(model: Model, params, tokens: Array, target: Array) -> Trace:
     """Everything about the text tokens [T], T > 0, and its target: a class, or one class per step for head=every."""
+    parts = model.parts
 
     def tapped(tap):
         logits, passes = forward(parts, params, look_up(parts, params, tokens), tap)
@@ -214,18 +172,18 @@ def products(params, run: Pass) -> tuple[Array | None, Array | None]:
     return (None if W_xh is None else project(W_xh, run.inputs)), (None if W_hh is None else project(W_hh, before))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def so_far(model: Model, parts: Anatomy, params, tokens: Array) -> Array:
+@partial(jax.jit, static_argnums=0)
+def so_far(model: Model, params, tokens: Array) -> Array:
     """The logits after each step, as if the text ended there, [T, C].
 
     One direction: the model's own `step`, once along the text. Two: a pass over every beginning of the text.
     """
-    if len(parts.cells[0]) == 1:
+    if len(model.parts.cells[0]) == 1:
         return lax.scan(lambda state, token: model.step(params, state, token), model.start(params), tokens)[1]
 
     def beginning(t):
         batch = Batch(tokens[None], t[None], jnp.zeros(1, jnp.int32), jnp.ones(1))
         logits = model.apply(params, batch)[0]
-        return logits[t - 1] if parts.every else logits
+        return logits[t - 1] if model.parts.every else logits
 
     return lax.map(beginning, jnp.arange(1, len(tokens) + 1), batch_size=64)

@@ -14,11 +14,10 @@ import jax.numpy as jnp
 from jaxrnn import activations, heads, initializers, outputs
 from jaxrnn import layers as parts
 from jaxrnn.errors import ConfigurationError, unknown
-from jaxrnn.types import Array, Batch, Model, Noise, Sums
+from jaxrnn.types import Array, Batch, Model, Noise, Parts, Sums
 
 SILENCE = Noise()
 INITIALIZER = {"recurrent": None, "input": "glorot_uniform", "embedding": "normal", "readout": "glorot_uniform"}
-
 
 
 class Params(NamedTuple):
@@ -52,9 +51,12 @@ def rnn(
     """
     names = INITIALIZER | {k: v for k, v in (initializer or {}).items() if v not in (None, "default")}
     first = _input(input, vocabulary_size, input_size, names["embedding"])
-    body = _body(cell, activation, unroll, first.output_size, hidden_size, layers, bidirectional, names)
+    sizes = [first.output_size] + [hidden_size * (2 if bidirectional else 1)] * (layers - 1)
+    cells = _cells(cell, activation, sizes, hidden_size, bidirectional, names)
+    body = _body(cells, member("unroll", unroll))
     summary = heads.named(head)(body.output_size)
     answer = outputs.named(output)
+    one_hot = vocabulary_size if input == "one_hot" else None
     C = answer.width(classes)
 
     def init(key, init_scale=1.0) -> Params:
@@ -104,7 +106,8 @@ def rnn(
         seen, features = summary.tick(params.head, seen, y)
         return (state, seen), readout(params, features)
 
-    return Model(init, step, apply, score, loss, start, tokens, input == "embedding", C)
+    made_of = Parts(cells, summary, answer, head == "every", one_hot)
+    return Model(init, step, apply, score, loss, start, tokens, input == "embedding", C, made_of)
 
 
 def _input(name, vocabulary_size, size, initializer):
@@ -115,20 +118,23 @@ def _input(name, vocabulary_size, size, initializer):
     raise ConfigurationError(unknown("input", name, ["embedding", "one_hot"]))
 
 
-def _body(cell, activation, unroll, input_size, hidden_size, count, two_way, names):
-    make, carry = member("cells", cell), member("unroll", unroll)
-    settings = {"activation": activations.named(activation), "recurrent_init": names["recurrent"],
-                "input_init": names["input"]}  # fmt: skip
+def _cells(name, activation, sizes, hidden_size, two_way, initializer):
+    """Of every layer, one cell for each direction."""
+    make = member("cells", name)
+    settings = {"activation": activations.named(activation), "recurrent_init": initializer["recurrent"],
+                "input_init": initializer["input"]}  # fmt: skip
     settings = {k: v for k, v in settings.items() if k in inspect.signature(make).parameters}
+    return tuple(tuple(make(size, hidden_size, **settings) for _ in range(1 + two_way)) for size in sizes)
 
-    def one(size):
-        if not two_way:
-            return parts.recurrent(make(size, hidden_size, **settings), carry)
-        ways = (parts.recurrent(make(size, hidden_size, **settings), carry, reverse=r) for r in (False, True))
-        return parts.bidirectional(*ways)
 
-    sizes = [input_size] + [hidden_size * (2 if two_way else 1)] * (count - 1)
-    return parts.stack([one(size) for size in sizes])
+def _body(cells, unroll):
+    """The stack of recurrent layers."""
+
+    def one(ways):
+        layers = [parts.recurrent(cell, unroll, reverse=bool(way)) for way, cell in enumerate(ways)]
+        return layers[0] if len(layers) == 1 else parts.bidirectional(*layers)
+
+    return parts.stack([one(ways) for ways in cells])
 
 
 def member(family: str, name: str):

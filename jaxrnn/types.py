@@ -93,6 +93,16 @@ class Head(NamedTuple):
     output_size: int
 
 
+class Parts(NamedTuple):
+    """What a recurrent classifier is put together from."""
+
+    cells: tuple[tuple[Cell, ...], ...]  # layers, then directions: left to right, right to left
+    head: Head
+    output: Any  # an outputs.Output
+    every: bool  # one answer per step
+    one_hot: int | None  # V, where words are one-hot vectors
+
+
 class Model(NamedTuple):
     """A recurrent classifier as pure functions."""
 
@@ -105,6 +115,7 @@ class Model(NamedTuple):
     tokens: Callable  # (batch, key=None, noise=Noise()) -> the ids [T, B] that `apply` reads with that key
     has_table: bool  # params.input is a table [V, E] of embeddings; `apply` takes layers.Rows in its place
     outputs: int  # C: logits per answer, 1 for a sigmoid
+    parts: Parts  # for whoever looks inside
 
 
 class Sums(NamedTuple):

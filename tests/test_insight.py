@@ -22,7 +22,7 @@ def made(seed=0, **settings):
     settings = {"vocabulary_size": V, "classes": C, "input_size": E, "hidden_size": H} | settings
     model = jaxrnn.rnn(**settings)
     params = drawn(jax.eval_shape(model.init, jax.random.key(0)), seed, jnp.float64)
-    return model, insight.anatomy(**settings), params
+    return model, model.parts, params
 
 
 def target_of(parts, label=1):
@@ -30,7 +30,7 @@ def target_of(parts, label=1):
 
 
 def traced(model, parts, params, label=1):
-    return insight.trace(model, parts, params, jnp.asarray(TEXT), target_of(parts, label))
+    return insight.trace(model, params, jnp.asarray(TEXT), target_of(parts, label))
 
 
 KINDS = [{"cell": name} for name in CELLS] + [
@@ -54,7 +54,7 @@ def test_parts_put_together_are_the_model_and_shares_sum_to_its_gradients(settin
     sums = insight.each(lambda share: share.total, seen.shares)
     assert distance(sums, insight.cell_params(parts, gradient)) < 1e-10
     assert seen.error < 1e-10
-    so_far = insight.so_far(model, parts, params, jnp.asarray(TEXT))
+    so_far = insight.so_far(model, params, jnp.asarray(TEXT))
     short = batch._replace(length=np.array([4]))
     expected = model.apply(params, short)[0]
     assert distance(so_far[3], expected[3] if parts.every else expected) < 1e-10
@@ -218,7 +218,7 @@ def started(init_scale):
     settings |= {"initializer": {"recurrent": "orthogonal"}}
     model = jaxrnn.rnn(**settings)
     with jax.enable_x64(False):
-        return model, insight.anatomy(**settings), model.init(jax.random.key(0), init_scale)
+        return model, model.parts, model.init(jax.random.key(0), init_scale)
 
 
 @pytest.mark.parametrize("init_scale, verdict", [(0.3, "vanishing"), (4.0, "exploding")])
@@ -226,7 +226,7 @@ def test_a_sixty_step_network_is_called_rightly_and_learns_nothing(init_scale, v
     with jax.enable_x64(False):
         model, parts, params = started(init_scale)
         tokens = jnp.asarray(remember(9).inputs[0])
-        seen = insight.trace(model, parts, params, tokens, jnp.array(0))
+        seen = insight.trace(model, params, tokens, jnp.array(0))
         found = flow.gradient_flow(parts.cells[0][0], params.layers[0], seen.passes[0][0])
         assert found.verdict == verdict
         told = " ".join(flow.advice(found.verdict, "vanilla", "tanh", None))
@@ -248,7 +248,7 @@ def test_with_the_advice_applied_it_learns():
 @pytest.mark.parametrize("settings", KINDS, ids=lambda s: "-".join(map(str, s.values())))
 def test_integrated_gradients_are_complete_and_leaving_out_is_leaving_out(settings):
     model, parts, params = made(**settings)
-    found = attribution.attributions(model, parts, params, jnp.asarray(TEXT), target_of(parts))
+    found = attribution.attributions(model, params, jnp.asarray(TEXT), target_of(parts))
     assert found.complete and found.completeness_error < 1e-3
 
     def score(tokens):
@@ -265,7 +265,7 @@ def test_the_three_methods_agree_where_the_network_is_linear_in_the_words():
     model, parts, params = made(activation="identity", head="mean", output="sigmoid", classes=2)
     cell = params.layers[0]
     params = params._replace(layers=(cell._replace(W_hh=0 * cell.W_hh),), W_hy=1e-3 * params.W_hy)
-    found = attribution.attributions(model, parts, params, jnp.asarray(TEXT), target_of(parts))
+    found = attribution.attributions(model, params, jnp.asarray(TEXT), target_of(parts))
     assert distance(found.gradient_input, found.integrated) < 1e-2
     assert attribution.rank_correlation(found.gradient_input, found.integrated) == pytest.approx(1)
 
@@ -278,6 +278,6 @@ def test_rank_correlation_shares_the_ranks_of_equals():
 
 
 def test_a_text_too_long_for_leaving_out_is_left_out():
-    model, parts, params = made()
+    model, _, params = made()
     tokens = jnp.full(attribution.LONGEST + 1, 2)
-    assert attribution.attributions(model, parts, params, tokens, jnp.array(1)) is None
+    assert attribution.attributions(model, params, tokens, jnp.array(1)) is None
