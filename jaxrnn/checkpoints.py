@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,8 +140,11 @@ def _compared(path: Path, expected: Any) -> bytes:
 def read_json(path: Path) -> Any:
     """A JSON file from a run folder; ArtefactError for anything else."""
     try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise ArtefactError(f"{path}: {path.stat().st_size:,} bytes, expected at most {LARGEST_JSON:,}")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for without end
+            raise ArtefactError(f"{path} is not a file")
+        if found.st_size > LARGEST_JSON:
+            raise ArtefactError(f"{path}: {found.st_size:,} bytes, expected at most {LARGEST_JSON:,}")
         return parsed(path.read_bytes(), path)
     except OSError as error:
         raise ArtefactError(f"{path}: {error.strerror}") from None

@@ -5,7 +5,7 @@ Everything is finite for finite logits, however large.
 """
 
 import math
-from fractions import Fraction
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -74,6 +74,24 @@ def accuracy_ci95(right: int, rows: int) -> tuple[float, float]:
     return max(0.0, min(share, float(middle - half))), min(1.0, max(share, float(middle + half)))  # rounding
 
 
+def mean_ci95(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean of repetitions and half of its 95 % interval (Student 1908); of a single one there is no interval.
+
+    >>> mean, half = mean_ci95([0.80, 0.82, 0.84])
+    >>> f"{mean:.4f} ± {half:.4f}"
+    '0.8200 ± 0.0497'
+    """
+    if not len(values):
+        raise ValueError("expected at least one value, found none")
+    from scipy.special import stdtrit
+
+    count, mean = len(values), math.fsum(values) / len(values)
+    if count == 1:
+        return mean, None
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    return mean, float(stdtrit(count - 1, 0.975)) * spread / math.sqrt(count)
+
+
 def ece(logits: np.ndarray, target: np.ndarray, bins: int = BINS) -> float:
     """Expected calibration error (Guo et al. 2017): mean |accuracy - confidence| over equal bins of confidence."""
     _check(target)
@@ -123,12 +141,29 @@ def mcnemar(right_a: np.ndarray, right_b: np.ndarray) -> float:
     >>> mcnemar(np.array([1, 1, 1, 1, 1, 0]), np.array([0, 0, 0, 0, 0, 0]))  # 5 to 0: 2 / 2^5
     0.0625
     """
+    from scipy.special import bdtr
+
     one, other = np.asarray(right_a, bool), np.asarray(right_b, bool)
     if one.shape != other.shape:
         raise ValueError(f"expected answers to the same rows, found {one.shape} and {other.shape}")
     b, c = int((one & ~other).sum()), int((~one & other).sum())
-    tail = sum(math.comb(b + c, k) for k in range(min(b, c) + 1))
-    return min(1.0, float(Fraction(2 * tail, 2 ** (b + c))))
+    return min(1.0, 2 * float(bdtr(min(b, c), b + c, 0.5)))
+
+
+def difference_ci95(right_a: np.ndarray, right_b: np.ndarray) -> tuple[float, float]:
+    """The interval of accuracy a - accuracy b on the same rows: Wald's with half a row more in each of the four cells.
+
+    Agresti and Min 2005; unlike Wald's own it keeps near 95 % when few answers differ.
+
+    >>> [round(x, 4) for x in difference_ci95(np.array([1] * 60 + [0] * 40), np.array([1] * 50 + [0] * 50))]
+    [0.0372, 0.1589]
+    """
+    one, other = np.asarray(right_a, bool), np.asarray(right_b, bool)
+    b, c, rows = int((one & ~other).sum()), int((~one & other).sum()), len(one)
+    middle = (b - c) / (rows + 2)
+    half = Z95 * math.sqrt(b + c + 1 - (b - c) ** 2 / (rows + 2)) / (rows + 2)
+    share = (b - c) / rows
+    return max(-1.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 def accuracy_by_length(logits: np.ndarray, target: np.ndarray, length: np.ndarray, parts: int = 4) -> list[dict]:

@@ -151,6 +151,30 @@ def test_mcnemar_counts_only_what_differs():
         metrics.mcnemar(one, other[:3])
 
 
+def test_the_interval_of_repetitions_holds_their_mean_in_95_of_100_cases():
+    generator = np.random.default_rng(5)
+    for count in (2, 5):
+        drawn = [metrics.mean_ci95(values) for values in generator.normal(0.9, 0.01, (4000, count))]
+        assert np.mean([abs(mean - 0.9) <= half for mean, half in drawn]) == pytest.approx(0.95, abs=0.012)
+    assert metrics.mean_ci95([0.5]) == (0.5, None)
+    with pytest.raises(ValueError, match="at least one"):
+        metrics.mean_ci95([])
+
+
+@pytest.mark.parametrize("p", [(0.7, 0.1, 0.05), (0.9, 0.02, 0.02)])  # both right, only a, only b
+def test_the_interval_of_a_difference_holds_it_in_about_95_of_100_cases(p):
+    generator = np.random.default_rng(6)
+    cells = np.array([(1, 1), (1, 0), (0, 1), (0, 0)])
+    held = []
+    for _ in range(1000):
+        rows = cells[generator.choice(4, 100, p=(*p, 1 - sum(p)))]
+        low, high = metrics.difference_ci95(rows[:, 0], rows[:, 1])
+        held.append(low <= p[1] - p[2] <= high)
+    assert 0.93 <= np.mean(held) <= 0.99
+    same = np.ones(10)
+    assert metrics.difference_ci95(same, 1 - same)[1] == 1
+
+
 def test_accuracy_by_length_shares_every_row_out_once():
     logits, target = drawn(3)
     length = np.random.default_rng(5).integers(1, 30, len(target))
