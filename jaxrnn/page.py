@@ -1,37 +1,15 @@
 """What `explain` found, as one page of HTML that needs nothing else: style and drawings are inside, no script."""
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
 
+from jaxrnn.document import document, safe
 from jaxrnn.steptable import Columns, ends, listed, methods, norm, number, part, power, printable, vector
 
 COLOURS = ("#4878a8", "#d1603d", "#6a9f58", "#8f6bb3", "#c2a23a", "#5aa9a4")
 MOST_COLUMNS, MOST_UNITS = 96, 64  # of the heat map
-STYLE = """
-:root { color-scheme: light; --ink: #2a2a2a; --soft: #6b6b6b; --line: #e4e4e4; }
-body { font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: var(--ink); background: #fafafa;
-       margin: 0; }
-main { max-width: 68rem; margin: 0 auto; padding: 2rem 1.5rem 4rem; }
-h1 { font-size: 1.7rem; margin: 0 0 .2rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.4rem 0 .3rem; }
-p.note, figcaption { color: var(--soft); margin: 0 0 .8rem; font-size: .92rem; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 1rem 1.2rem; margin: 1rem 0;
-          overflow-x: auto; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .28rem .65rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; } td.word, th.word { text-align: left; font-weight: 600; }
-tr:last-child td { border-bottom: 0; } tr.sum td { border-top: 2px solid #bbb; font-weight: 600; }
-.unknown { color: #a33; } .bar { display: flex; align-items: center; gap: .7rem; margin: .15rem 0; font-size: .95rem; }
-.bar b { min-width: 7rem; font-weight: 600; } .bar i { display: block; height: .9rem; border-radius: 3px; }
-.words span { display: inline-block; padding: .12rem .45rem; margin: .12rem; border-radius: 5px; }
-.verdict { display: inline-block; padding: .1rem .7rem; border-radius: 1rem; color: #fff; font-weight: 600; }
-code { background: #f0f0f0; padding: .1rem .35rem; border-radius: 4px; font-size: .88rem; }
-pre { font-size: .82rem; line-height: 1.45; margin: 0; } svg { display: block; max-width: 100%; height: auto; }
-svg text { font: 12px system-ui, "DejaVu Sans", sans-serif; fill: #555; }
-"""
 VERDICTS = {"vanishing": "#b3752c", "healthy": "#4d8a4a", "exploding": "#b5372f"}
 
 
@@ -43,33 +21,23 @@ def page(found: dict[str, Any]) -> str:
         f" of {net['layers']} · {net['direction']} · head {net['head']} · loss −ln p = {number(found['loss'])} nats"
     )
     text = found["text"] if len(found["text"]) <= 200 else found["text"][:199] + "…"
-    parts = [f"<h1><bdi>{_safe(text) or 'no text'}</bdi></h1>", f"<p class=note>{_safe(about)}</p>", _bars(found)]
+    parts = [f"<h1><bdi>{safe(text) or 'no text'}</bdi></h1>", f"<p class=note>{safe(about)}</p>", _bars(found)]
     if not steps:
         parts.append("<p>The text has no words: this is the answer of a state that nothing has moved.</p>")
     else:
         parts += [*_forward(found), *_backward(found), *_attribution(found)]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_safe(printable(text, 60))}</title><style>{STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(parts)
-        + "\n</main></body></html>\n"
-    )
-
-
-def _safe(text: Any) -> str:
-    return escape("".join(c if c.isprintable() or c == " " else "\ufffd" for c in str(text)))
+    return document(printable(text, 60), parts)
 
 
 def _word(step: dict) -> str:
     unknown = "" if step["known"] else ' class=unknown title="not in the vocabulary"'
-    return f"<bdi{unknown}>{_safe(step['token'])}</bdi>"
+    return f"<bdi{unknown}>{safe(step['token'])}</bdi>"
 
 
 def _bars(found) -> str:
     p = found["probabilities"]
     rows = [
-        f'<div class=bar><b><bdi>{_safe(name)}</bdi></b><i style="width:{18 * (p[name] or 0):.2f}rem;background:'
+        f'<div class=bar><b><bdi>{safe(name)}</bdi></b><i style="width:{18 * (p[name] or 0):.2f}rem;background:'
         f'{COLOURS[list(p).index(name) % len(COLOURS)]}"></i>{number(p[name])}</div>'
         for name in sorted(p, key=lambda name: -(p[name] or 0))[:10]
     ]
@@ -77,7 +45,7 @@ def _bars(found) -> str:
 
 
 def _table(steps, columns: Columns, last: Sequence[str] | None = None) -> str:
-    rows = ["<tr><th>t<th class=word>token" + "".join(f"<th>{_safe(name)}" for name in columns)]
+    rows = ["<tr><th>t<th class=word>token" + "".join(f"<th>{safe(name)}" for name in columns)]
     for place in ends(len(steps)):
         if place is None:
             left = len(steps) - len(ends(len(steps))) + 1
@@ -85,7 +53,7 @@ def _table(steps, columns: Columns, last: Sequence[str] | None = None) -> str:
         else:
             step = steps[place]
             rows.append(f"<tr><td>{step['t']}<td class=word>{_word(step)}"
-                        + "".join(f"<td>{_safe(show(step))}" for show in columns.values()))  # fmt: skip
+                        + "".join(f"<td>{safe(show(step))}" for show in columns.values()))  # fmt: skip
     if last:
         rows.append("<tr class=sum><td><td class=word>norm of the sum" + "".join(f"<td>{cell}" for cell in last))
     return f"<section><table>{''.join(rows)}</table></section>"
@@ -122,7 +90,7 @@ def _vectors(steps) -> str:
     lines = []
     for step in steps:
         lines.append(f"t = {step['t']}  <b>{_word(step)}</b>")
-        lines += [f"  {name:<11}{_safe(vector(step[key]))}" for name, key in names.items() if step[key] is not None]
+        lines += [f"  {name:<11}{safe(vector(step[key]))}" for name, key in names.items() if step[key] is not None]
     return "\n".join(lines)
 
 
@@ -139,7 +107,7 @@ def _backward(found) -> list[str]:
     slope = flow["log_slope"]
     told = "" if slope is None else f"{slope:+.4f} per step, a factor of {power(slope):.4g}"
     radius = "" if found["spectral_radius"] is None else f" · spectral radius of W_hh {found['spectral_radius']:.4f}"
-    advice = "".join(f"<li>{_safe(line)}" for line in flow["advice"])
+    advice = "".join(f"<li>{safe(line)}" for line in flow["advice"])
     grad = [("‖∂L/∂h_t‖", [s["grad_state_norm"] for s in steps]),
             ("‖∂h_T/∂h_t‖", [None if v is None else power(v) for v in logs])]  # fmt: skip
     badge = f'<span class=verdict style="background:{VERDICTS[flow["verdict"]]}">{flow["verdict"]}</span>'
@@ -158,7 +126,7 @@ def _attribution(found) -> list[str]:
     if held is None:
         return ["<h2>Attribution</h2><p class=note>Left out: the text is too long, or its inputs too wide.</p>"]
     names = methods(held)
-    parts = [f"<h2>Attribution: what each word adds to ln p(<bdi>{_safe(found['label'])}</bdi>)</h2>"]
+    parts = [f"<h2>Attribution: what each word adds to ln p(<bdi>{safe(found['label'])}</bdi>)</h2>"]
     for name, key in names.items():
         top = max((abs(v) for v in held[key] if v is not None), default=0) or 1
         words = "".join(_chip(steps, held[key], top, place) for place in ends(len(steps)))
@@ -172,7 +140,7 @@ def _attribution(found) -> list[str]:
     ]
     complete = f"Integrated gradients are complete to {number(held['completeness_error'])}." if held["complete"] else (
         "Integrated gradients are left out: the integral does not converge along so steep a path.")  # fmt: skip
-    parts.append(f"<p class=note>{complete} Agreement as rank correlation: {_safe('; '.join(pairs))}.</p>")
+    parts.append(f"<p class=note>{complete} Agreement as rank correlation: {safe('; '.join(pairs))}.</p>")
     return parts
 
 
@@ -227,7 +195,7 @@ def _svg(tall: float, inside: Sequence[str], steps) -> str:
         for x, step in zip(_places(len(steps), 60, 900), steps, strict=True):
             where = f'transform="translate({x:.1f} {tall + 16}) rotate(-45)" text-anchor="end"' if tilt else (
                 f'x="{x:.1f}" y="{tall + 18}" text-anchor="middle"')  # fmt: skip
-            words.append(f"<text {where}>{_safe(printable(step['token'], 14))}</text>")
+            words.append(f"<text {where}>{safe(printable(step['token'], 14))}</text>")
     else:
         at = _places(len(steps), 60, 900)
         words = [f'<text x="{at[t]:.1f}" y="{tall + 18}" text-anchor="middle">{t + 1:,}</text>'
@@ -266,6 +234,6 @@ def _lines(steps, lines, names, log: bool = False) -> str:
         free = [y for y in range(14, tall, 4) if all(abs(y - other) >= 15 for other in taken)]
         place = min(free, key=lambda y: abs(y - points[-1][1] - 4), default=14)
         taken.append(place)
-        title = _safe(printable(name, 16))
+        title = safe(printable(name, 16))
         inside.append(f'<text x="970" y="{place}" style="fill:{colour};font-weight:600">{title}</text>')
     return _svg(tall, inside, steps)

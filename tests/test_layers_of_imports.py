@@ -19,10 +19,10 @@ LAYER = {
     **dict.fromkeys(["config", "text", "data", "runs", "checkpoints"], WORLD),
     **dict.fromkeys(["loggers", "plots", "baselines", "metrics", "sweeps"], WORLD),
     **dict.fromkeys(["settings", "vocabulary", "devices", "artefact"], WORLD),
-    **dict.fromkeys(["steptable", "picture", "page", "behaviour"], WORLD),
+    **dict.fromkeys(["steptable", "picture", "page", "behaviour", "document", "results", "reportpage"], WORLD),
     **dict.fromkeys(["train", "evaluate", "predict", "explain", "report", "export", "doctor"], COMMANDS),
     "front_door": "the front door",
-    **dict.fromkeys(["command", "usage", "sweep", "progress"], COMMANDS),
+    **dict.fromkeys(["command", "usage", "sweep", "progress", "paired"], COMMANDS),
 }
 BELOW = {
     NOUNS: {NOUNS},
