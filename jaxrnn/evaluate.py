@@ -4,27 +4,38 @@ The data set is read again as the run recorded it; if it is not what the run was
 """
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxrnn import artefact, command, devices, predict, runs
+from jaxrnn.data import Splits
 from jaxrnn.errors import ArtefactError
+from jaxrnn.types import Corpus
 
 ROWS = 128  # of a batch
 
 
-def evaluate(
-    run: str, split: str = "test", device: str = "auto", *, detail: bool = False, behave: bool = False
-) -> dict[str, Any]:
-    """The object of `--json`; with detail, the temperature is the one that suits the validation split."""
+class Opened(NamedTuple):
+    """A trained run and its data set, read again."""
+
+    folder: Path
+    trained: artefact.Loaded
+    rows: Splits  # texts and labels
+    corpus: Corpus
+    device: Any
+    answered: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # rows -> their logits [R, C] and numbers [R]
+
+
+def opened(run: str, device: str = "auto") -> Opened:
+    """The network and the rows of a run; ArtefactError if the data set is not what it was trained on."""
     devices.set_flags()
     folder = runs.find(run)
     trained = artefact.load(folder)
-    from jaxrnn import behaviour, text
+    from jaxrnn import text
 
-    good = behaviour.positive(trained.labels) if behave else 0
     dataset = dict(trained.record["dataset"])
     rows = artefact.splits(dataset.pop("name", ""), dataset)
     encoded = text.encode(rows, trained.tokenizer, max_length=trained.record["max_length"])
@@ -35,7 +46,7 @@ def evaluate(
         )
     import jax
 
-    from jaxrnn import baselines, metrics, programs
+    from jaxrnn import programs
 
     (place,) = devices.choose(device)
     devices.open_cache(lambda line: None)
@@ -44,34 +55,49 @@ def evaluate(
         data = programs.Data(corpus.tokens, corpus.offset, corpus.target)
         answers = jax.jit(programs.make_answers(trained.model, int(corpus.length.max())))
 
-        def answered(rows):
-            order = text.plain_order(rows, corpus.length, ROWS)
+    def answered(wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        order = text.plain_order(wanted, corpus.length, ROWS)
+        with jax.default_device(place):
             _, logits = answers(trained.params, data, order, np.int32(len(order)))
-            return np.asarray(logits)[order >= 0], order[order >= 0]
+        return np.asarray(logits)[order >= 0], order[order >= 0]
 
-        logits, rows = answered(getattr(corpus, split))
-        target = corpus.target[rows]
-        found = {
-            "run": str(folder),
-            "split": split,
-            **metrics.measure(logits, target),
-            "labels": trained.labels,
-            "baselines": {
-                "majority": baselines.majority(corpus, split),
-                "bag_of_words": baselines.bag_of_words(corpus, len(trained.vocabulary), split),
-            },
+    return Opened(folder, trained, rows, corpus, place, answered)
+
+
+def evaluate(
+    run: str, split: str = "test", device: str = "auto", *, detail: bool = False, behave: bool = False
+) -> dict[str, Any]:
+    """The object of `--json`; with detail, the temperature is the one that suits the validation split."""
+    import jax
+
+    folder, trained, _, corpus, place, answered = opened(run, device)
+    from jaxrnn import baselines, behaviour, metrics
+
+    good = behaviour.positive(trained.labels) if behave else 0
+    logits, rows = answered(getattr(corpus, split))
+    target = corpus.target[rows]
+    found = {
+        "run": str(folder),
+        "split": split,
+        **metrics.measure(logits, target),
+        "labels": trained.labels,
+        "baselines": {
+            "majority": baselines.majority(corpus, split),
+            "bag_of_words": baselines.bag_of_words(corpus, len(trained.vocabulary), split),
+        },
+    }
+    if detail:
+        valid, valid_rows = answered(corpus.valid)
+        temperature = metrics.temperature(valid, corpus.target[valid_rows])
+        found |= {
+            "f1_macro_bootstrap95": list(metrics.bootstrap_ci95(logits, target, metrics.f1_macro)),
+            "temperature": temperature,
+            "ece_at_temperature": metrics.ece(logits / temperature, target),
+            "accuracy_by_length": metrics.accuracy_by_length(logits, target, corpus.length[rows]),
         }
-        if detail:
-            valid, valid_rows = answered(corpus.valid)
-            temperature = metrics.temperature(valid, corpus.target[valid_rows])
-            found |= {
-                "f1_macro_bootstrap95": list(metrics.bootstrap_ci95(logits, target, metrics.f1_macro)),
-                "temperature": temperature,
-                "ece_at_temperature": metrics.ece(logits / temperature, target),
-                "accuracy_by_length": metrics.accuracy_by_length(logits, target, corpus.length[rows]),
-            }
-        if behave:
-            answer = predict.predictor(trained)
+    if behave:
+        answer = predict.predictor(trained)
+        with jax.default_device(place):
             found["behaviour"] = behaviour.measured(
                 lambda texts: answer(texts)[0].argmax(axis=1) == good,
                 behaviour.suite(int(corpus.length[corpus.train].max())),

@@ -1,0 +1,273 @@
+"""Many runs as they recorded themselves, and their ranking: by validation accuracy, never by that of the test.
+
+A configuration is what the overrides of a run say, its seed left out; the runs of a configuration repeat it with other
+seeds. Only overrides.json, summary.json and sweep.json are read, and only as a stranger's: every run's folder may be
+damaged, and one in a sweep that is does not take the others with it.
+"""
+
+import glob
+import itertools
+import math
+import shlex
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxrnn import metrics, runs
+from jaxrnn.errors import ArtefactError, ConfigurationError, unknown
+
+SEED = "seed"
+ABSENT = "(default)"  # the value of a key that a run was not told
+MOST_RUNS, MOST_OVERRIDES = 100_000, 1_000
+# what a job that did not complete may be called: by its summary, by the sweep's record, or by what is missing
+ENDS = ("failed", "damaged", "stopped", "unfinished", "waiting", "pruned")
+NOTE = "best first by validation accuracy; ± is half of the 95 % interval over seeds (Student t), none for one run"
+
+
+class Run(NamedTuple):
+    """One run folder. Accuracies are those of the best epoch by validation, None where the run did not complete."""
+
+    folder: Path
+    overrides: tuple[str, ...]
+    status: str  # completed, or one of ENDS
+    reason: str = ""  # why it did not complete, as far as it is known
+    valid: float | None = None
+    test: float | None = None
+    valid_loss: float | None = None
+    best_epoch: int | None = None
+    seconds: float | None = None
+
+    @property
+    def values(self) -> dict[str, str]:
+        """Key -> value, as written; of a key given twice the last."""
+        return {key: value for key, _, value in (line.lstrip("+").partition("=") for line in self.overrides)}
+
+    @property
+    def command(self) -> str:
+        """What trains it again, quoted for a shell."""
+        return shlex.join(["python", "-m", "jaxrnn.train", *self.overrides])
+
+
+class Mean(NamedTuple):
+    """Of a measurement over runs; `half` of its 95 % interval (Student t), None of a single run."""
+
+    mean: float
+    half: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f}" + ("" if self.half is None else f" ± {self.half:.4f}")
+
+
+class Configuration(NamedTuple):
+    """Runs that share the values of a table's keys, best first."""
+
+    values: dict[str, str]
+    runs: list[Run]
+    valid: Mean
+    test: Mean
+
+
+class Ranking(NamedTuple):
+    """What a report tells."""
+
+    keys: tuple[str, ...]  # what varies, or what was asked for
+    configurations: list[Configuration]  # best first
+    repeated: list[Run]  # of a configuration and seed that a run named later has too: not counted
+    others: list[Run]  # that did not complete
+    shared: frozenset[str]  # the overrides of every run
+
+    def own(self, run: Run) -> str:
+        """The overrides of a run that not all have."""
+        return " ".join(line for line in run.overrides if line not in self.shared)
+
+    @property
+    def size(self) -> int:
+        """The runs that are ranked."""
+        return sum(len(row.runs) for row in self.configurations)
+
+    @property
+    def mixed(self) -> bool:
+        """Are runs on several data sets ranked together."""
+        return len({run.values.get("dataset") for row in self.configurations for run in row.runs}) > 1
+
+
+def collect(paths: Sequence[str]) -> list[Run]:
+    """The runs that the paths name, each once: run folders, sweeps, globs of them, `latest`.
+
+    ArtefactError for a path that is none of these, or is a damaged run.
+    """
+    found: dict[Path, Run] = {}
+    for path in itertools.chain.from_iterable(map(_folders, paths)):
+        for run in _sweep(path) if (path / "sweep.json").exists() else [read(path)]:
+            found.setdefault(run.folder.resolve(), run)
+            if len(found) > MOST_RUNS:
+                raise ArtefactError(f"more than {MOST_RUNS:,} runs: expected fewer paths")
+    if not found:
+        raise ArtefactError(f"no runs in {', '.join(paths)}")
+    return list(found.values())
+
+
+def _folders(named: str) -> Iterator[Path]:
+    if named == "latest":  # the whole sweep, if the newest run is one of its jobs
+        path = runs.find(named)
+        yield path.parent if (path.parent / "sweep.json").is_file() else path
+    elif Path(named).is_dir():
+        yield Path(named)
+    elif glob.has_magic(named):
+        paths = sorted(itertools.islice(glob.iglob(named), MOST_RUNS + 1))
+        held = [Path(path) for path in paths if _is_run(Path(path)) or Path(path, "sweep.json").is_file()]
+        if not held:
+            raise ArtefactError(f"{named!r}: no run and no sweep among the {len(paths):,} names it stands for")
+        yield from held
+    else:
+        raise ArtefactError(f"{named!r} is not a folder: expected a run folder, a sweep, a glob of them, or latest")
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("summary.json", "overrides.json"))
+
+
+def read(folder: Path, planned: Sequence[str] | None = None) -> Run:
+    """A run folder; `planned` are the overrides that its sweep recorded, where it has none yet."""
+    if not _is_run(folder) and planned is None:
+        raise ArtefactError(f"{folder} holds no summary.json, overrides.json or sweep.json: expected a run or a sweep")
+    summary = _read(folder / "summary.json", {})
+    if not isinstance(summary, dict):
+        raise ArtefactError(f"{folder / 'summary.json'}: expected a JSON object")
+    recorded = _read(folder / "overrides.json", None)
+    told = next((lines for lines in (recorded, summary.get("overrides"), planned) if lines is not None), [])
+    overrides = _overrides(told, folder / "overrides.json")
+    status = summary.get("status", "unfinished")
+    if status == "completed":
+        return _completed(folder, overrides, summary)
+    error = summary.get("error")
+    if status not in ENDS or not isinstance(error, dict | None):
+        raise ArtefactError(f"{folder / 'summary.json'}: expected a status and an error as train writes them")
+    reason = f"exit {error.get('code')}: {error.get('message')}"[:400] if error else ""
+    return Run(folder, overrides, status, reason.partition("\n")[0])
+
+
+def _read(path: Path, missing: Any) -> Any:
+    return runs.read_json(path) if path.exists() else missing
+
+
+def _overrides(lines: Any, path: Path) -> tuple[str, ...]:
+    """key=value lines that can be shown and pasted: no control or formatting characters."""
+    if (
+        not isinstance(lines, list | tuple)
+        or len(lines) > MOST_OVERRIDES
+        or not all(isinstance(line, str) and all(map(_printable, line)) for line in lines)
+    ):
+        raise ArtefactError(f"{path}: expected at most {MOST_OVERRIDES:,} printable lines, as in cell=gru")
+    return tuple(lines)
+
+
+def _printable(character: str) -> bool:
+    return character.isprintable() or unicodedata.category(character) == "Zs"
+
+
+def _completed(folder: Path, overrides: tuple[str, ...], summary: Mapping[str, Any]) -> Run:
+    """ArtefactError where a completed run's numbers are missing or no numbers."""
+
+    def number(high: float, *names: str) -> float:
+        value: Any = summary
+        for name in names:
+            value = value.get(name) if isinstance(value, dict) else None
+        if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value <= high:
+            told = f"expected {'.'.join(names)}, a number of at least 0"
+            raise ArtefactError(f"{folder / 'summary.json'}: {told}{' and at most 1' if high == 1 else ''}")
+        return value
+
+    return Run(
+        folder, overrides, "completed", "", number(1, "valid", "accuracy"), number(1, "test", "accuracy"),
+        number(math.inf, "valid", "loss"), int(number(2**63, "best_epoch")), number(math.inf, "seconds"),
+    )  # fmt: skip
+
+
+def _sweep(folder: Path) -> list[Run]:
+    """The jobs of a sweep, as their folders tell; where one does not, as sweep.json does."""
+    path = folder / "sweep.json"
+    held = runs.read_json(path)
+    jobs = held.get("jobs") if isinstance(held, dict) else None
+    if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs) or len(jobs) > MOST_RUNS:
+        raise ArtefactError(f"{path}: expected a list of at most {MOST_RUNS:,} jobs")
+    found = []
+    for job in jobs:
+        if type(job.get("job")) is not int or job["job"] < 0:
+            raise ArtefactError(f"{path}: expected a job's number, found {job.get('job')!r:.80}")
+        planned = _overrides(job.get("overrides"), path)
+        where = folder / str(job["job"])
+        try:
+            run = read(where, planned)
+        except ArtefactError as error:
+            run = Run(where, planned, "damaged", str(error))
+        if run.status not in ("completed", "damaged") and job.get("status") in ("pruned", "waiting", "failed"):
+            run = run._replace(status=job["status"])  # a pruned run's own record may say only that it stopped
+        found.append(run)
+    return found
+
+
+def ranking(found: Sequence[Run], by: Sequence[str] | None = None) -> Ranking:
+    """Configurations by their mean validation accuracy, then validation loss.
+
+    The keys are those whose values differ, the seed left out, or `by`: runs that share the values of those are then
+    one row, whatever else differs. ConfigurationError for a key in `by` that no run was told.
+    """
+    completed = [run for run in found if run.status == "completed"]
+    values = {id(run): run.values for run in found}
+    known = list(dict.fromkeys(itertools.chain.from_iterable(values.values())))
+    for key in by or ():
+        if key not in known:
+            raise ConfigurationError(unknown("key", key, known))
+
+    def part(run: Run, keys: Sequence[str]) -> tuple[str, ...]:
+        return tuple(values[id(run)].get(key, ABSENT) for key in keys)
+
+    varied = [key for key in known if key != SEED and len({part(run, [key]) for run in completed}) > 1]
+    keys = tuple(dict.fromkeys(by)) if by else tuple(varied)
+    last = {part(run, [*varied, SEED]): run for run in completed}
+    counted = {id(run) for run in last.values()}
+    repeated = [run for run in completed if id(run) not in counted]
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in last.values():
+        groups.setdefault(part(run, keys), []).append(run)
+    rows = [_configuration(dict(zip(keys, held, strict=True)), members) for held, members in groups.items()]
+    rows.sort(key=lambda row: (_best_first(row.valid.mean, row.runs), natural(" ".join(row.values.values()))))
+    shared = frozenset.intersection(*(frozenset(run.overrides) for run in found))
+    return Ranking(keys, rows, repeated, [run for run in found if run.status != "completed"], shared)
+
+
+def _best_first(accuracy: float | None, members: Sequence[Run]) -> tuple[float, float]:
+    return -(accuracy or 0.0), math.fsum(run.valid_loss or 0.0 for run in members) / len(members)
+
+
+def _configuration(values: dict[str, str], members: list[Run]) -> Configuration:
+    members = sorted(members, key=lambda run: (_best_first(run.valid, [run]), natural(str(run.folder))))
+    means = (Mean(*metrics.mean_ci95([getattr(run, split) for run in members])) for split in ("valid", "test"))
+    return Configuration(values, members, *means)
+
+
+def counts(found: Sequence[Run]) -> str:
+    """2 failed, 1 waiting"""
+    held = Counter(run.status for run in found)
+    return ", ".join(f"{held[status]:,} {status}" for status in ENDS if held[status])
+
+
+def natural(text: str) -> list[tuple[float, str]]:
+    """To sort by: numbers by their size, words by theirs.
+
+    >>> sorted(["10", "9", "1e-3", "gru"], key=natural)
+    ['1e-3', '9', '10', 'gru']
+    """
+    return [(number, "") if (number := as_number(word)) is not None else (math.inf, word) for word in text.split()]
+
+
+def as_number(text: str) -> float | None:
+    """The finite number that a value is, if it is one."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
