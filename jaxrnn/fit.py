@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrnn.errors import NumericalError
 from jaxrnn.programs import Programs, build, gather, make_answers, whole
-from jaxrnn.resuming import EMPTY, Log, Position, Refused
+from jaxrnn.resuming import EMPTY, Log, Position, Refused, kept, placed, sound
 from jaxrnn.types import Hyper, TrainState
 
 __all__ = ["Programs", "Report", "build", "fit", "gather", "logits", "make_answers", "measure", "whole"]
@@ -49,18 +49,21 @@ def fit(
     start: tuple[TrainState, Position] | None = None,
     report_every: int | None = None,
     nonfinite_limit: int = 1,
+    go_back: Callable[[], TrainState] | None = None,
 ) -> Iterator[Report]:
     """Train, and yield a Report about every `seconds_between` seconds and at the end of every epoch.
 
     `plan(epoch)` is the order [S, B] of epoch 0, 1, ...; `valid_order` that of the validation rows. Ends after
     `epochs`, after `max_steps` updates, or when `patience` epochs brought nothing better. From `start`, a state and
     position that a report had, it goes on as if it had never stopped, bit for bit. With `report_every`, no update with
-    a multiple of that number passes without a report. An update that is not finite is not applied but reported as
-    refused, its batch left out; at the `nonfinite_limit`-th of them NumericalError, the position before it.
+    a multiple of that number passes without a report. An update that is not finite, or makes the state so, is not
+    applied but reported as refused, its batch left out; at the `nonfinite_limit`-th of them NumericalError, the
+    position before it. With `go_back`, training goes on after each of the others from the state that it returns.
     """
     hyper = Hyper(*(np.float32(number) for number in hyper))
     state, now = start or (programs.init(np.uint32(seed), np.float32(init_scale)), Position())
     best, waited, done, pace, refused = now.score, now.waited, now.step, None, now.refused
+    before = kept(programs, state)  # of the last segment: it gives its state away
     for epoch in range(now.epoch + now.ended, epochs + 1):
         if now.ended and (waited >= (patience or np.inf) or done >= (max_steps or np.inf)):
             return
@@ -72,27 +75,25 @@ def fit(
             until = stop if pace is None and stop <= 8 else min(stop, at + (8 if pace is None else max(1, int(pace))))
             until = min(until, at + report_every - done % report_every) if report_every else until
             began = time.perf_counter()
-            state, log, finite = programs.segment(state, hyper, programs.data, order, np.int32(at), np.int32(until))
-            good = bool(finite)  # waits for the device
+            state, before, log, numbers = _updated(programs, hyper, order, state, before, at, until)
             spent = time.perf_counter() - began
-            log = Log(*(np.asarray(field)[at:until] for field in log))
-            if not good:
-                bad = int(np.flatnonzero(~(np.isfinite(log.loss) & np.isfinite(log.grad_norm)))[0])
-                numbers = float(log.loss[bad]), float(log.grad_norm[bad])
-                log, until = Log(*(field[:bad] for field in log)), at + bad
-            else:
+            if numbers is None:
                 pace = (until - at) * seconds_between / spent
-            done, at, seconds = done + until - at, until, seconds + spent
+            done, at, seconds = done + len(log.loss), at + len(log.loss), seconds + spent
             logs.append(log)
             news.append(log)
-            if at < stop and (good or len(log.loss)):
+            if at < stop and (numbers is None or len(log.loss)):
                 now = Position(done, epoch, at, False, best, waited, refused, _joined(logs))
                 yield Report(epoch, done, at, _joined(news), None, None, False, seconds, state, now)
                 news = []
-            if not good:
-                guilty, last = Refused(done + 1, epoch, at, *numbers, order[at]), refused + 1 >= nonfinite_limit
+            if numbers is not None:
+                guilty = Refused(done + 1, epoch, at, numbers[0], numbers[1], order[at])
+                last = refused + 1 >= nonfinite_limit
                 if not last:
                     refused, done, at = refused + 1, done + 1, at + 1
+                    if go_back:
+                        state = go_back()
+                        before = kept(programs, state)
                 now = Position(done, epoch, at, False, best, waited, refused, _joined(logs))
                 yield Report(epoch, done, at, EMPTY, None, None, False, seconds, state, now, guilty)
                 if last:
@@ -106,6 +107,31 @@ def fit(
         best, waited = (score, 0) if improved else (best, waited + 1)
         now = Position(done, epoch, at, True, best, waited, refused)
         yield Report(epoch, done, at, _joined(news), train, valid, improved, seconds, state, now)
+
+
+def _updated(programs, hyper, order, state, before, at, until):
+    """Updates at .. until - 1, up to the first that is not finite or makes the state so; `before` copies `state`.
+
+    -> (state, its copy on the host, Log of the updates made, loss and gradient norm of the refused one or None)
+    """
+    state, log, finite = programs.segment(state, hyper, programs.data, order, np.int32(at), np.int32(until))
+    log, after = Log(*(np.asarray(field)[at:until] for field in log)), kept(programs, state)
+    if sound(after):
+        made = until - at if finite else int(np.argmin(np.isfinite(log.loss) & np.isfinite(log.grad_norm)))
+        return state, after, _part(log, made), None if finite else (float(log.loss[made]), float(log.grad_norm[made]))
+    state, logs, numbers = placed(programs, before), [EMPTY], (float(log.loss[0]), float(log.grad_norm[0]))
+    if until - at == 1:
+        return state, before, EMPTY, numbers
+    for one in range(at, until):  # again, one by one: which of them it was
+        state, before, log, numbers = _updated(programs, hyper, order, state, before, one, one + 1)
+        logs.append(log)
+        if numbers is not None:
+            break
+    return state, before, _joined(logs), numbers
+
+
+def _part(log, count):
+    return Log(*(field[:count] for field in log))
 
 
 def _joined(logs):
@@ -133,7 +159,8 @@ def _padded(programs, order):
 
 
 def _not_finite(update):
+    what = "is not finite" if not np.isfinite([update.loss, update.grad_norm]).all() else "leaves the finite numbers"
     return (
-        f"update {update.step} (epoch {update.epoch}) is not finite: loss {update.loss:g}, gradient norm "
+        f"update {update.step} (epoch {update.epoch}) {what}: loss {update.loss:g}, gradient norm "
         f"{update.grad_norm:g}; it was not applied. Lower optimizer.learning_rate or set clip_global_norm"
     )

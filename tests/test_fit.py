@@ -27,9 +27,9 @@ def corpus():
     return Corpus(tokens, offset, target, np.arange(8, dtype=np.int32), np.arange(8, 11, dtype=np.int32), VALID[0, :3])
 
 
-def built(corpus, **settings):
+def built(corpus, optimizer="adam", **settings):
     model = jaxrnn.rnn(vocabulary_size=9, classes=2, input_size=3, hidden_size=4, **settings)
-    return fit.build(model, optimizers.transformation("adam"), optimizers.cosine, corpus, order=ORDER.shape,
+    return fit.build(model, optimizers.transformation(optimizer), optimizers.cosine, corpus, order=ORDER.shape,
                      eval_order=VALID.shape, max_length=8)  # fmt: skip
 
 
@@ -207,3 +207,36 @@ def test_an_update_that_is_not_finite_can_be_left_out_and_counted(programs):
     assert refused[0][0].refused.rows.tolist() == ORDER[1].tolist()
     assert refused[0][1] == refused[1][1] == refused[2][1] == seen[0][1]
     assert [r.position.refused for r, _ in refused] == [1, 2, 2] and refused[2][0].position.step == 3
+
+
+@pytest.mark.parametrize("between", [1, 3])
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_an_update_that_overflows_the_parameters_is_found_and_not_applied(corpus, between):
+    """Each update multiplies the matrices by 1e20; loss and gradient norm of update 2 are still finite."""
+    reports, programs = [], built(corpus, optimizer="sgd")
+    with pytest.raises(NumericalError, match=r"update 2 .* leaves the finite numbers"):
+        for report in fit.fit(programs, Hyper(1e10, weight_decay=1e10), lambda e: ORDER, VALID, seed=0, epochs=2,
+                              report_every=between):  # fmt: skip
+            reports.append((report, digest(programs, report)))
+    assert [report.step for report, _ in reports] == [1, 1]
+    assert reports[1][0].refused.step == 2 and np.isfinite(reports[1][0].refused[3:5]).all()
+    assert reports[0][1] == reports[1][1]
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_training_can_go_back_and_on_after_the_batch_that_was_not_finite(programs):
+    """From the state that it is given; at the limit it ends, and what it ends with is finite."""
+    start = programs.init(np.uint32(0), np.float32(1))
+    first = resuming.kept(programs, start)
+    seen, hot = [], Hyper(1e38)
+    with pytest.raises(NumericalError, match="not finite"):
+        for report in fit.fit(programs, hot, lambda e: ORDER, VALID, seed=0, epochs=9, nonfinite_limit=3,
+                              go_back=lambda: resuming.placed(programs, first)):  # fmt: skip
+            seen.append((report, resuming.kept(programs, report.state)))
+    refused = [(report, state) for report, state in seen if report.refused]
+    assert len(refused) == 3 and [report.position.refused for report, _ in refused] == [1, 2, 2]
+    for report, state in refused[:2]:
+        assert report.position.step == report.refused.step
+        for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(first), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert all(resuming.sound(state) for _, state in seen)
