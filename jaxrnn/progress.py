@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,16 +19,17 @@ import numpy as np
 
 from jaxrnn import checkpoints, devices, runs
 from jaxrnn.checkpoints import Checkpoint, storing
-from jaxrnn.errors import ArtefactError, BusyError, NumericalError
+from jaxrnn.errors import ArtefactError, BusyError, NumericalError, StorageError
 from jaxrnn.loggers import Logger
 from jaxrnn.settings import Settings, plain
 
 FREE = {"dataset", "device", "logger", "log_every_steps", "experiment", "checkpoint", "on_nonfinite", "nonfinite_limit"}
-FREE |= {"resume", "resume_step", "resume_allow"}  # dataset: the rows themselves are compared, as "data"
+FREE |= {"resume", "resume_step", "resume_allow", "dry_run"}  # dataset: the rows themselves are compared, as "data"
 SAID = {"jax", "jaxlib", "device"}
 RESTARTS = {"data", "batch_size"}  # with another one, a place in the middle of an epoch means nothing
 TOLD = ("best_epoch", "valid")  # of the summary: what stands before the run has ended
 LOGS = ("metrics.jsonl", "metrics.csv")
+ROOM = 2.2  # checkpoints that must fit beside what there is: an old one stays until the new one is good
 
 
 class Opened(NamedTuple):
@@ -104,6 +106,25 @@ def opened(settings: Settings, mark: dict[str, Any], folder: Path, say: Callable
     return taken
 
 
+def checkpoint_bytes(ready: Any) -> int:
+    """Of a checkpoint's arrays: parameters, the optimizer's memory of them, the best parameters so far."""
+    import jax
+
+    params = jax.eval_shape(ready.model.init, jax.random.key(0))
+    leaves = jax.tree.leaves((params, jax.eval_shape(ready.optimizer.init, params), params))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def room(folder: Path, ready: Any) -> None:
+    """StorageError where the checkpoints to come would not fit: asked before compilation, not after hours."""
+    needed, free = int(ROOM * checkpoint_bytes(ready)), shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            f"{folder}: expected room for {ROOM} checkpoints, {needed:,} bytes, found {free:,} bytes free: make room, "
+            "or choose another place with hydra.run.dir=DIR"
+        )
+
+
 def compared(
     recorded: dict[str, Any], here: dict[str, Any], allow: tuple[str, ...], folder: Path
 ) -> tuple[bool, set[str]]:
@@ -162,6 +183,19 @@ def start(programs: Any, found: Checkpoint, where: Path) -> tuple[tuple[Any, Any
     state = resuming.placed(programs, runs.filled(programs.kept, named, place))
     best = None if found.best is None else runs.filled(programs.shapes, found.best, place)
     return (state, position), best, told
+
+
+def way_back(programs: Any, settings: Settings, folder: Path, say: Callable[[str], None]) -> Callable | None:
+    """With on_nonfinite=rollback, what gives the state to go on from: the newest checkpoint, or the very first one."""
+
+    def state() -> Any:
+        found = checkpoints.newest(folder, say)
+        if found is None:
+            return programs.init(np.uint32(settings.seed), np.float32(settings.init_scale))
+        (state, _), *_ = start(programs, found, folder)
+        return state
+
+    return state if settings.on_nonfinite == "rollback" else None
 
 
 def save(

@@ -192,8 +192,13 @@ class Settings:
     resume: str = _key(one_of("auto", "must", "never"), "a run that hydra.run.dir=DIR holds: go on with it")
     resume_step: int | None = _key(or_null(whole(1)), "the checkpoint to go on from; null: the newest good one")
     resume_allow: tuple[str, ...] = _key(names, "keys that may differ from the run gone on with")
-    on_nonfinite: str = _key(one_of("stop", "skip"), "what follows an update that is not finite; it is never applied")
-    nonfinite_limit: int = _key(whole(1), "with on_nonfinite=skip, stop at this many of them")
+    on_nonfinite: str = _key(
+        one_of("stop", "skip", "rollback"),
+        "what follows an update that is not finite, which is never applied; skip: its batch is left out; rollback: and "
+        "training goes on from the newest checkpoint",
+    )
+    nonfinite_limit: int = _key(whole(1), "with on_nonfinite=skip or rollback, stop at this many of them")
+    dry_run: bool = _key(switch, "compose, read, check, say what would run; make no folder")
     experiment: str = dataclasses.field(default="default")
     overrides: tuple[str, ...] = ()
     directory: str | None = None

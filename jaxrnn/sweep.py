@@ -15,8 +15,13 @@ def sweep(directory: str | None, jobs: list[Settings]) -> int:
     """Runs the jobs; one that fails is recorded and the others go on. -> exit code of the first that failed.
 
     In a folder that holds the same sweep the jobs that completed are left alone and the others run, each going on from
-    where it was saved.
+    where it was saved. With dry_run=true the jobs, which were checked, are listed.
     """
+    if any(job.dry_run for job in jobs):
+        for number, job in enumerate(jobs):
+            print(f"job {number}: {' '.join(job.overrides)}")
+        print(f"dry run: {len(jobs)} jobs, all of them sound; nothing was made or trained", flush=True)
+        return 0
     folder = Path(directory) if directory else runs.new_folder(jobs[0].experiment, prefix="sweep_")
     with runs.locked(folder):
         return _run(folder, jobs)

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrnn import artefact, command, config, devices, loggers, progress, runs
-from jaxrnn.errors import ConfigurationError
+from jaxrnn import artefact, command, config, devices, loggers, outline, progress, runs
+from jaxrnn.errors import ConfigurationError, StorageError
 from jaxrnn.settings import Settings
 
 EVAL_ROWS = 128  # rows of a batch that is only measured
@@ -83,6 +83,7 @@ def train(settings: Settings, folder: Path | None = None, *, loud: bool = True) 
             if taken.finished is not None:
                 return taken.finished | {"run": str(folder)}
             finished = False
+            progress.room(folder, ready)
             runs.write(folder / "config.yaml", config.to_yaml(settings))
             learn(settings, ready, folder, summary, loud, mark=mark, taken=taken)
             summary["status"] = "completed"
@@ -96,7 +97,11 @@ def train(settings: Settings, folder: Path | None = None, *, loud: bool = True) 
         finally:
             if not finished:
                 summary |= {"seconds": time.perf_counter() - began, "overrides": list(settings.overrides)}
-                runs.write_json(folder / "summary.json", summary)
+                try:
+                    runs.write_json(folder / "summary.json", summary)
+                except StorageError:
+                    if "error" not in summary:  # otherwise what went wrong first is what has to be said
+                        raise
     return summary | {"run": str(folder)}
 
 
@@ -123,11 +128,9 @@ def learn(
     runs.write_json(folder / "overrides.json", list(settings.overrides))
     runs.write_json(folder / "data_report.json", report)
     runs.write_json(folder / "environment.json", devices.environment(ready.devices, cache))
-    counts = " · ".join(f"{len(getattr(corpus, split)):,} {split}" for split in ("train", "valid", "test"))
-    say(f"data: {settings.dataset.name}, {counts} rows, {len(vocabulary):,} tokens, {len(labels)} classes")
+    say(outline.data(settings, ready.encoded))
 
-    steps = math.ceil(len(corpus.train) / settings.batch_size)
-    updates = min(steps * settings.epochs, settings.max_steps or steps * settings.epochs)
+    steps, updates = outline.extent(settings, corpus)
     orders = {s: text.plain_order(getattr(corpus, s), length, EVAL_ROWS) for s in ("valid", "test")}
     programs = fit.build(
         ready.model,
@@ -142,7 +145,7 @@ def learn(
     summary |= {"device": devices.described(ready.devices), "compile_seconds": programs.compile_seconds, "steps": 0}
     summary |= {"parameters": sum(leaf.size for leaf in jax.tree.leaves(programs.shapes)), "bitwise": taken.bitwise}
     say(f"device: {summary['device']}; {programs.compiled} programs compiled in {programs.compile_seconds:.2f} s")
-    say(f"network: {network_line(settings)}, {summary['parameters']:,} parameters")
+    say(f"network: {outline.network(settings)}, {summary['parameters']:,} parameters")
 
     begin = best = saved = None
     told: dict[str, Any] = {}
@@ -163,7 +166,8 @@ def learn(
         init_scale=settings.init_scale,
         start=begin,
         report_every=settings.checkpoint["every_steps"],
-        nonfinite_limit=settings.nonfinite_limit if settings.on_nonfinite == "skip" else 1,
+        nonfinite_limit=1 if settings.on_nonfinite == "stop" else settings.nonfinite_limit,
+        go_back=(back := progress.way_back(programs, settings, folder, say)),
     )
     records = [record for record in progress.earlier(folder) if "train" in record] if begin else []
     rows_seen = update_seconds = 0.0
@@ -178,6 +182,8 @@ def learn(
                 if now.refused:
                     progress.record_refused(folder, now, settings.seed)
                     say(f"update {now.refused.step} is not finite and was not applied")
+                    if back:  # to whatever was saved last, which time may have decided
+                        summary["bitwise"] = False
                 elif now.valid is None:
                     log.tick(now.epoch, now.batch, steps, float(now.log.loss[-1]))
                 else:
@@ -197,12 +203,12 @@ def learn(
                 stop = arrived()
                 due = (every and now.step % every == 0) or time.monotonic() - last >= seconds
                 if stop or due or (now.refused and now.position.step < now.refused.step):
-                    progress.save(folder, settings, mark, programs, now, best, told, taken.bitwise)
+                    progress.save(folder, settings, mark, programs, now, best, told, summary["bitwise"])
                     saved, last = (now.step, now.position.ended), time.monotonic()
                 if stop:
                     raise stop
             if now and saved != (now.step, now.position.ended):
-                progress.save(folder, settings, mark, programs, now, best, told, taken.bitwise)
+                progress.save(folder, settings, mark, programs, now, best, told, summary["bitwise"])
     finally:
         log.close()
         if best is not None:
@@ -217,11 +223,11 @@ def learn(
         "majority": baselines.majority(corpus),
         "bag_of_words": baselines.bag_of_words(corpus, len(vocabulary)),
     }
-    title = f"{settings.dataset.name}: {network_line(settings)}"
+    title = f"{settings.dataset.name}: {outline.network(settings)}"
     plots.curves(records, folder / "plots" / "curves.png", title=title)
     matrix = np.array(summary["test"]["confusion"])
     plots.confusion(matrix, labels, folder / "plots" / "confusion.png", title="test")
-    say(results(summary))
+    say(outline.results(summary))
 
 
 def hyper(settings: Settings, updates: int) -> Any:
@@ -239,31 +245,6 @@ def hyper(settings: Settings, updates: int) -> Any:
         decay_steps=updates,
         final_fraction=settings.schedule.settings.get("final_fraction", 0.0),
     )
-
-
-def network_line(settings: Settings) -> str:
-    """vanilla tanh 64, last, softmax"""
-    cell = f"{settings.cell.name} {settings.activation.name}"
-    size = f"{settings.layers} x {settings.hidden_size}" if settings.layers > 1 else f"{settings.hidden_size}"
-    ways = ", bidirectional" if settings.bidirectional else ""
-    return f"{cell} {size}{ways}, {settings.head.name}, {settings.output.name}"
-
-
-def results(summary: dict[str, Any]) -> str:
-    """The table at the end: the network on the test split, beside what it must beat."""
-    test = summary["test"]
-    low, high = test["accuracy_ci95"]
-    lines = [
-        "",
-        f"test, {test['rows']:,} rows     accuracy   95 % interval",
-        f"  {'network':<18}  {test['accuracy']:.4f}    {low:.4f} - {high:.4f}",
-        f"  {'bag of words':<18}  {summary['baselines']['bag_of_words']['accuracy']:.4f}",
-        f"  {'majority':<18}  {summary['baselines']['majority']['accuracy']:.4f}",
-        f"  loss {test['loss']:.4f}   F1 {test['f1_macro']:.4f}   calibration error {test['ece']:.4f}   "
-        f"best epoch {summary['best_epoch']}   {summary['tokens_per_second']:,.0f} tokens/s",
-        "",
-    ]
-    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -288,7 +269,12 @@ def main(arguments: Sequence[str]) -> int:
         from jaxrnn.sweep import sweep
 
         return sweep(*config.sweep(given.overrides, config_dir=given.config_dir))
-    summary = train(config.compose(given.overrides, config_dir=given.config_dir))
+    settings = config.compose(given.overrides, config_dir=given.config_dir)
+    if settings.dry_run:
+        devices.set_flags()
+        print(outline.plan(settings, prepare(settings)))
+        return 0
+    summary = train(settings)
     print(f"run: {summary['run']}", flush=True)
     return 0
 

@@ -357,3 +357,14 @@ def test_the_slides_prediction_rises_from_a_half_to_98_percent(capsys):
     np.testing.assert_allclose(tens, -np.log10(seen), atol=2e-4)
     code, out, _ = call("predict", "latest", "i love cats", capsys=capsys)
     assert (code, out[0].split("\t")[0]) == (0, "1")
+
+
+def test_a_dry_run_says_what_would_run_and_makes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["dry_run=true", "dataset.train_rows=100", "dataset.test_rows=20"]) == 0
+    out = capsys.readouterr().out
+    assert "100 train" in out and "dry run: nothing was made" in out and "4 an epoch" in out
+    assert train.main(["-m", "dry_run=true", "seed=0,1", "cell=vanilla,gru"]) == 0
+    out = capsys.readouterr().out
+    assert "job 3: dry_run=true seed=1 cell=gru" in out and "4 jobs" in out
+    assert not list(tmp_path.iterdir())

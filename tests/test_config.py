@@ -68,7 +68,7 @@ REFUSED = {
     "checkpoint.every_steps=0": ["checkpoint.every_steps=0", "at least 1"],
     "checkpoint.evry_steps=3": ["checkpoint.evry_steps", "'checkpoint.every_steps'"],
     "checkpoint=3": ["checkpoint"],
-    "on_nonfinite=rollback": ["on_nonfinite='rollback'", "stop or skip"],
+    "on_nonfinite=ignore": ["on_nonfinite='ignore'", "one of stop, skip, rollback"],
 }
 
 

@@ -22,7 +22,7 @@ LAYER = {
     **dict.fromkeys(["steptable", "picture", "page", "behaviour", "document", "results", "reportpage"], WORLD),
     **dict.fromkeys(["train", "evaluate", "predict", "explain", "report", "export", "doctor"], COMMANDS),
     "front_door": "the front door",
-    **dict.fromkeys(["command", "usage", "sweep", "progress", "paired"], COMMANDS),
+    **dict.fromkeys(["command", "usage", "sweep", "progress", "outline", "paired"], COMMANDS),
 }
 BELOW = {
     NOUNS: {NOUNS},

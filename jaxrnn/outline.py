@@ -1,0 +1,60 @@
+"""A run in a few lines for people: what it reads, what it is, how far it goes, what came out."""
+
+import math
+from typing import Any
+
+from jaxrnn import devices, progress, runs
+from jaxrnn.settings import Settings
+
+
+def extent(settings: Settings, corpus: Any) -> tuple[int, int]:
+    """-> updates of an epoch, and of the run at most."""
+    steps = math.ceil(len(corpus.train) / settings.batch_size)
+    return steps, min(steps * settings.epochs, settings.max_steps or steps * settings.epochs)
+
+
+def data(settings: Settings, encoded: Any) -> str:
+    """data: phrases, 4,000 train · 400 valid · 1,000 test rows, 95 tokens, 2 classes"""
+    counts = " · ".join(f"{len(getattr(encoded.corpus, split)):,} {split}" for split in ("train", "valid", "test"))
+    tokens, classes = len(encoded.vocabulary), len(encoded.labels)
+    return f"data: {settings.dataset.name}, {counts} rows, {tokens:,} tokens, {classes} classes"
+
+
+def network(settings: Settings) -> str:
+    """vanilla tanh 64, last, softmax"""
+    cell = f"{settings.cell.name} {settings.activation.name}"
+    size = f"{settings.layers} x {settings.hidden_size}" if settings.layers > 1 else f"{settings.hidden_size}"
+    ways = ", bidirectional" if settings.bidirectional else ""
+    return f"{cell} {size}{ways}, {settings.head.name}, {settings.output.name}"
+
+
+def plan(settings: Settings, ready: Any) -> str:
+    """What a dry run prints: everything that is known before a folder is made and anything is compiled."""
+    steps, updates = extent(settings, ready.encoded.corpus)
+    size = progress.checkpoint_bytes(ready)
+    where = settings.directory or f"a new folder {runs.ROOT / settings.experiment}/"
+    lines = [
+        data(settings, ready.encoded),
+        f"device: {devices.described(ready.devices)}",
+        f"network: {network(settings)}",
+        f"updates: {steps:,} an epoch, {updates:,} at most; a checkpoint is {size:,} bytes",
+        f"dry run: nothing was made or trained; it would go to {where}",
+    ]
+    return "\n".join(lines)
+
+
+def results(summary: dict[str, Any]) -> str:
+    """The table at the end: the network on the test split, beside what it must beat."""
+    test = summary["test"]
+    low, high = test["accuracy_ci95"]
+    lines = [
+        "",
+        f"test, {test['rows']:,} rows     accuracy   95 % interval",
+        f"  {'network':<18}  {test['accuracy']:.4f}    {low:.4f} - {high:.4f}",
+        f"  {'bag of words':<18}  {summary['baselines']['bag_of_words']['accuracy']:.4f}",
+        f"  {'majority':<18}  {summary['baselines']['majority']['accuracy']:.4f}",
+        f"  loss {test['loss']:.4f}   F1 {test['f1_macro']:.4f}   calibration error {test['ece']:.4f}   "
+        f"best epoch {summary['best_epoch']}   {summary['tokens_per_second']:,.0f} tokens/s",
+        "",
+    ]
+    return "\n".join(lines)
