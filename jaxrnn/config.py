@@ -11,13 +11,22 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from jaxrnn import settings as schema
 from jaxrnn.errors import ConfigurationError, unknown
 from jaxrnn.settings import Settings
 
 VERSION_BASE = "1.3"
+LAUNCHERS = ("basic", "population")  # of our own, beside Hydra's
+
+
+class Plan(NamedTuple):
+    """What a sweep is to do."""
+
+    directory: str | None  # if one was named
+    launcher: str
+    jobs: list[Settings]
 
 
 def folder() -> Path:
@@ -38,10 +47,12 @@ def members(group: str) -> list[str]:
 def _hydra(config_dir: str | None) -> Iterator[Any]:
     """Hydra's config loader over conf/ and, before it, a folder of the user's own."""
     from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.plugins import Plugins
     from hydra.plugins.search_path_plugin import SearchPathPlugin
 
+    ConfigStore.instance().store(group="hydra/launcher", name="population", node={"_target_": "jaxrnn.launchers"})
     own = []
     if config_dir is not None:
         if not os.path.isdir(config_dir):
@@ -97,9 +108,8 @@ def _settings(loader: Any, overrides: Sequence[str]) -> Settings:
     overrides = [*tuned(overrides), *overrides]
     config = _compose(loader, overrides)
     hydra, choices = config.hydra, config.hydra.runtime.choices
-    for kind in ("hydra/launcher", "hydra/sweeper"):
-        if choices[kind] != "basic":
-            raise ConfigurationError(unknown(kind, choices[kind], ["basic"]))
+    if choices["hydra/sweeper"] != "basic":
+        raise ConfigurationError(unknown("hydra/sweeper", choices["hydra/sweeper"], ["basic"]))
     try:
         keys = [key for key in config if key != "hydra"]
         tree = {key: config[key] for key in keys}
@@ -134,11 +144,14 @@ def compose(overrides: Sequence[str], *, config_dir: str | None = None) -> Setti
     0.01
     """
     with _hydra(config_dir) as loader:
-        return _settings(loader, overrides)
+        settings = _settings(loader, overrides)
+    if any(line.startswith("hydra/launcher=") for line in overrides):
+        raise ConfigurationError("hydra/launcher says who runs the jobs of a sweep: add -m")
+    return settings
 
 
-def sweep(overrides: Sequence[str], *, config_dir: str | None = None) -> tuple[str | None, list[Settings]]:
-    """The settings of every job of a sweep, the last key turning fastest, and its folder if one was named.
+def sweep(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan:
+    """The settings of every job of a sweep, the last key turning fastest.
 
     All of them are checked before any starts; the refusal has one line for each bad job.
     """
@@ -150,10 +163,13 @@ def sweep(overrides: Sequence[str], *, config_dir: str | None = None) -> tuple[s
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
         except HydraException as error:
             raise refusal(error, loader, overrides) from error
-        choices, directory = [], None
+        choices, directory, launcher = [], None, "basic"
         for line, override in zip(overrides, parsed, strict=True):
             if override.get_key_element() == "hydra.sweep.dir":
                 directory = str(override.value())
+            elif override.get_key_element() == "hydra/launcher":
+                if (launcher := str(override.value())) not in LAUNCHERS:
+                    raise ConfigurationError(unknown("hydra/launcher", launcher, LAUNCHERS))
             elif override.is_sweep_override():
                 choices.append([f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()])
             elif override.get_key_element() != "hydra.run.dir":
@@ -167,7 +183,7 @@ def sweep(overrides: Sequence[str], *, config_dir: str | None = None) -> tuple[s
     if refused:
         more = [f"and {len(refused) - 10} more jobs"] if len(refused) > 10 else []
         raise ConfigurationError("\n".join(refused[:10] + more))
-    return directory, jobs
+    return Plan(directory, launcher, jobs)
 
 
 def show(arguments: Sequence[str]) -> int:

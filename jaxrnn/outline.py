@@ -1,16 +1,16 @@
 """A run in a few lines for people: what it reads, what it is, how far it goes, what came out."""
 
-import math
 from typing import Any
 
 from jaxrnn import devices, progress, runs
+from jaxrnn.group import Group
 from jaxrnn.settings import Settings
 
 
-def extent(settings: Settings, corpus: Any) -> tuple[int, int]:
+def extent(settings: Settings, group: Group) -> tuple[int, int]:
     """-> updates of an epoch, and of the run at most."""
-    steps = math.ceil(len(corpus.train) / settings.batch_size)
-    return steps, min(steps * settings.epochs, settings.max_steps or steps * settings.epochs)
+    whole = group.steps * settings.epochs
+    return group.steps, min(whole, settings.max_steps or whole)
 
 
 def data(settings: Settings, encoded: Any) -> str:
@@ -28,14 +28,14 @@ def network(settings: Settings) -> str:
     return f"{cell} {size}{ways}, {settings.head.name}, {settings.output.name}"
 
 
-def plan(settings: Settings, ready: Any) -> str:
+def plan(settings: Settings, group: Group) -> str:
     """What a dry run prints: everything that is known before a folder is made and anything is compiled."""
-    steps, updates = extent(settings, ready.encoded.corpus)
-    size = progress.checkpoint_bytes(ready)
+    steps, updates = extent(settings, group)
+    size = progress.checkpoint_bytes(group)
     where = settings.directory or f"a new folder {runs.ROOT / settings.experiment}/"
     lines = [
-        data(settings, ready.encoded),
-        f"device: {devices.described(ready.devices)}",
+        data(settings, group.encoded),
+        f"device: {devices.described(group.devices)}",
         f"network: {network(settings)}",
         f"updates: {steps:,} an epoch, {updates:,} at most; a checkpoint is {size:,} bytes",
         f"dry run: nothing was made or trained; it would go to {where}",

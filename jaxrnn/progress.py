@@ -5,7 +5,6 @@ differs, the table below says what follows: FREE is ignored, SAID makes the reco
 refused unless resume_allow names it.
 """
 
-import hashlib
 import json
 import os
 import secrets
@@ -20,6 +19,7 @@ import numpy as np
 from jaxrnn import checkpoints, devices, runs
 from jaxrnn.checkpoints import Checkpoint, storing
 from jaxrnn.errors import ArtefactError, BusyError, NumericalError, StorageError
+from jaxrnn.group import Group
 from jaxrnn.loggers import Logger
 from jaxrnn.settings import Settings, plain
 
@@ -40,26 +40,27 @@ class Opened(NamedTuple):
     finished: dict[str, Any] | None = None  # the summary of a completed run, which is left alone
 
 
-def fingerprint(settings: Settings, ready: Any) -> dict[str, Any]:
+def fingerprint(settings: Settings, group: Group) -> dict[str, Any]:
     """Everything that decides the arithmetic, by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in plain(settings).items():
         if key not in FREE:
             flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-    digest = hashlib.sha256()
-    for part in ready.encoded.corpus:
-        digest.update(np.ascontiguousarray(part).data)
-    digest.update(json.dumps([ready.encoded.labels, ready.encoded.vocabulary.tokens]).encode())
     versions = {name: devices.version(name) for name in ("jax", "jaxlib")}
-    flat |= {"data": digest.hexdigest(), **versions, "device": devices.described(ready.devices)}
+    flat |= {"data": group.digest, **versions, "device": devices.described(group.devices)}
     return json.loads(json.dumps(flat))
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """summary.json; empty where there is none."""
+    path = folder / "summary.json"
+    held = runs.read_json(path) if path.exists() else None
+    return held if isinstance(held, dict) else {}
 
 
 def completed(folder: Path) -> bool:
     """Does its summary say so."""
-    path = folder / "summary.json"
-    summary = runs.read_json(path) if path.exists() else None
-    return isinstance(summary, dict) and summary.get("status") == "completed"
+    return summary(folder).get("status") == "completed"
 
 
 def holds_run(folder: Path, settings: Settings) -> bool:
@@ -106,18 +107,18 @@ def opened(settings: Settings, mark: dict[str, Any], folder: Path, say: Callable
     return taken
 
 
-def checkpoint_bytes(ready: Any) -> int:
+def checkpoint_bytes(group: Group) -> int:
     """Of a checkpoint's arrays: parameters, the optimizer's memory of them, the best parameters so far."""
     import jax
 
-    params = jax.eval_shape(ready.model.init, jax.random.key(0))
-    leaves = jax.tree.leaves((params, jax.eval_shape(ready.optimizer.init, params), params))
+    params = jax.eval_shape(group.model.init, jax.random.key(0))
+    leaves = jax.tree.leaves((params, jax.eval_shape(group.optimizer.init, params), params))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def room(folder: Path, ready: Any) -> None:
+def room(folder: Path, group: Group) -> None:
     """StorageError where the checkpoints to come would not fit: asked before compilation, not after hours."""
-    needed, free = int(ROOM * checkpoint_bytes(ready)), shutil.disk_usage(folder).free
+    needed, free = int(ROOM * checkpoint_bytes(group)), shutil.disk_usage(folder).free
     if free < needed:
         raise StorageError(
             f"{folder}: expected room for {ROOM} checkpoints, {needed:,} bytes, found {free:,} bytes free: make room, "

@@ -1,78 +1,173 @@
-"""train -m: every combination of the values given, one job folder each, in this process and one after another."""
+"""train -m: many jobs, one folder each. What is missing is run; one job that fails takes no others with it.
+
+    sweep.json   {"jobs": [{"job", "overrides", "status", "code"}]}
+    <n>/         the run folder of job n
+
+Jobs that differ in numbers only are a group, read and compiled once (see `group`).
+"""
 
 import sys
+import threading
 import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxrnn import command, progress, runs
-from jaxrnn.errors import BusyError
+from jaxrnn import command, devices, group, job, launchers, progress, runs
+from jaxrnn.config import Plan
+from jaxrnn.errors import ArtefactError, BusyError
+from jaxrnn.group import Group
+from jaxrnn.job import Halt
+from jaxrnn.launchers import Outcome, Room
 from jaxrnn.settings import Settings
-from jaxrnn.train import train
+
+Watch = Callable[[int, dict[str, Any]], bool]  # takes a job's number and the record of an epoch; True prunes the job
+GROUPS_KEPT = 8  # ready for jobs that come later
 
 
-def sweep(directory: str | None, jobs: list[Settings]) -> int:
-    """Runs the jobs; one that fails is recorded and the others go on. -> exit code of the first that failed.
+class Runner:
+    """Runs jobs in the folder of a sweep and keeps its sweep.json. Made by `opened`, which locks the folder.
 
-    In a folder that holds the same sweep the jobs that completed are left alone and the others run, each going on from
-    where it was saved. With dry_run=true the jobs, which were checked, are listed.
+        with sweep.opened(folder, "population") as runner:
+            outcomes = runner.run([(0, settings), (1, other)], watch)
+
+    `run` may be called again with more jobs: what was compiled is kept. A job that the folder holds as ended is left
+    alone and its summary returned; an unfinished one goes on from where it was saved. `watch(number, record)` is called
+    after every epoch, on the thread of the job, with the record that metrics.jsonl got: {"step", "epoch", "train",
+    "valid", "best", "seconds"}. Where it returns True the job ends there: saved, not tested, its status "pruned".
     """
-    if any(job.dry_run for job in jobs):
-        for number, job in enumerate(jobs):
-            print(f"job {number}: {' '.join(job.overrides)}")
-        print(f"dry run: {len(jobs)} jobs, all of them sound; nothing was made or trained", flush=True)
-        return 0
-    folder = Path(directory) if directory else runs.new_folder(jobs[0].experiment, prefix="sweep_")
-    with runs.locked(folder):
-        return _run(folder, jobs)
 
+    def __init__(self, folder: Path, launcher: str):
+        self.folder, self.launch = folder, launchers.MEMBERS[launcher]
+        self.entries: dict[int, dict[str, Any]] = entries(folder)
+        self.groups: dict[str, Group] = {}
+        self.making, self.room = threading.Lock(), Room(devices.cores())
 
-def _entries(folder: Path, jobs: list[Settings]) -> list[dict[str, Any]]:
-    """The record of each job, as it stands if the folder holds this sweep; BusyError for another one."""
-    fresh: list[dict[str, Any]] = [
-        {"job": number, "overrides": list(job.overrides), "status": "waiting", "code": None}
-        for number, job in enumerate(jobs)
-    ]
-    if not (folder / "sweep.json").exists():
-        return fresh
-    held = runs.read_json(folder / "sweep.json")
-    known = held.get("jobs") if isinstance(held, dict) else None
-    same = isinstance(known, list) and [entry.get("overrides") for entry in known if isinstance(entry, dict)] == [
-        entry["overrides"] for entry in fresh
-    ]
-    if not same or any(job.resume == "never" for job in jobs):
-        raise BusyError(f"{folder} already holds a sweep of other jobs: choose another folder, or give none")
-    for entry in fresh:
-        if progress.completed(folder / str(entry["job"])):
-            entry.update(status="completed", code=0)
-    return fresh
+    def run(self, jobs: Sequence[tuple[int, Settings]], watch: Watch | None = None) -> list[Outcome]:
+        """How each job ended, in their order; BusyError where the folder holds another job of that number."""
+        found: dict[int, Outcome] = {}
+        told = names(jobs)
+        for number, settings in jobs:
+            overrides = list(settings.overrides)
+            if known := self.entries.get(number):
+                if known.get("overrides") != overrides or settings.resume == "never":
+                    raise BusyError(f"{self.folder} already holds another job {number}: choose another folder")
+                if outcome := ended_before(self.folder, number):
+                    found[number] = outcome
+                    print(f"{told[number]}   {outcome.status} before, left alone", flush=True)
+            status, code = (found[number].status, found[number].code) if number in found else ("waiting", None)
+            self.entries[number] = {"job": number, "overrides": overrides, "status": status, "code": code}
+        self.write()
 
+        def ended(outcome: Outcome) -> None:
+            found[outcome.number] = outcome
+            self.entries[outcome.number].update(status=outcome.status, code=outcome.code)
+            self.write()
+            tell(told[outcome.number], outcome)
 
-def _run(folder: Path, jobs: list[Settings]) -> int:
-    entries = _entries(folder, jobs)
-    runs.write_json(folder / "sweep.json", {"jobs": entries})
-    common = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
-    for number, job in enumerate(jobs):
-        told = f"job {number}: " + " ".join(line for line in job.overrides if line not in common)
-        if entries[number]["status"] == "completed":
-            print(f"{told}   completed before, left alone", flush=True)
-            continue
+        tasks = [partial(self.one, number, settings, watch) for number, settings in jobs if number not in found]
+        keys = [group.key(task.args[1]) for task in tasks]
+        rank = {key: n for n, key in enumerate(dict.fromkeys(keys))}  # one group after the other, however jobs mix them
+        self.launch([task for _, task in sorted(zip(keys, tasks, strict=True), key=lambda pair: rank[pair[0]])], ended)
+        return [found[number] for number, _ in jobs]
+
+    def write(self) -> None:
+        runs.write_json(self.folder / "sweep.json", {"jobs": [self.entries[number] for number in sorted(self.entries)]})
+
+    def one(self, number: int, settings: Settings, watch: Watch | None, halt: Halt | None) -> Outcome:
+        """Run job `number`; what it raises is part of the outcome."""
+        folder, summary = self.folder / str(number), {}
         try:
-            summary = train(job, folder / str(number), loud=False)
-            entries[number].update(status="completed", code=0)
-            test, valid = (summary[split]["accuracy"] for split in ("test", "valid"))
-            print(f"{told}   valid {valid:.4f}   test {test:.4f}   {summary['seconds']:.1f} s", flush=True)
+            if halt and (stop := halt()):
+                raise stop
+            shared = self.group(settings)
+            with self.room.taken(len(shared.devices)):
+                summary = job.run(
+                    settings, folder, loud=False, group=shared, watch=watch and partial(watch, number), halt=halt
+                )
+            return Outcome(number, summary["status"], 0, summary)
         except KeyboardInterrupt as stopped:
-            entries[number].update(status="stopped", code=command.code_of(stopped))
-            raise
+            return Outcome(number, "stopped", command.code_of(stopped), summary, stopped)
         except Exception as error:
             refusal = command.typed(error)
-            if refusal is None:
-                traceback.print_exc()
-            entries[number].update(status="failed", code=refusal.code if refusal else 1)
-            print(f"{told}   failed", flush=True)
-            print(f"job {number}: {refusal or repr(error)}", file=sys.stderr, flush=True)
-        finally:
-            runs.write_json(folder / "sweep.json", {"jobs": entries})
-    print(f"sweep: {folder}", flush=True)
-    return next((entry["code"] for entry in entries if entry["code"]), 0)
+            return Outcome(number, "failed", refusal.code if refusal else 1, summary, refusal or error)
+
+    def group(self, settings: Settings) -> Group:
+        """The group of a job, compiled; the rows are read once for all groups that have the same."""
+        key = group.key(settings)
+        with self.making:
+            if key not in self.groups:
+                same = (g.encoded for k, g in self.groups.items() if group.rows(k) == group.rows(key))
+                made = group.prepare(settings, lambda _: None, next(same, None))
+                while len(self.groups) >= GROUPS_KEPT:
+                    del self.groups[next(iter(self.groups))]
+                assert made.programs  # compiled here, by one thread for all
+                self.groups[key] = made
+            return self.groups[key]
+
+
+@contextmanager
+def opened(directory: str | None, launcher: str, experiment: str = "default") -> Iterator[Runner]:
+    """A Runner in that folder, or in a new one below runs/<experiment>/, of which nobody else is the writer."""
+    folder = Path(directory) if directory else runs.new_folder(experiment, prefix="sweep_")
+    with runs.locked(folder):
+        yield Runner(folder, launcher)
+
+
+def sweep(plan: Plan) -> int:
+    """Run the jobs. -> exit code of the first that failed; BusyError where the folder holds a sweep of other jobs.
+
+    With dry_run=true the jobs, which were checked, are listed.
+    """
+    if any(settings.dry_run for settings in plan.jobs):
+        for number, settings in enumerate(plan.jobs):
+            print(f"job {number}: {' '.join(settings.overrides)}")
+        print(f"dry run: {len(plan.jobs)} jobs, all of them sound; nothing was made or trained", flush=True)
+        return 0
+    with opened(plan.directory, plan.launcher, plan.jobs[0].experiment) as runner:
+        if runner.entries and set(runner.entries) != set(range(len(plan.jobs))):
+            raise BusyError(f"{runner.folder} already holds a sweep of other jobs: choose another folder, or give none")
+        outcomes = runner.run(list(enumerate(plan.jobs)))
+    print(f"sweep: {runner.folder}", flush=True)
+    return next((outcome.code for outcome in outcomes if outcome.code), 0)
+
+
+def entries(folder: Path) -> dict[int, dict[str, Any]]:
+    """The jobs of sweep.json by number; none where there is no such file."""
+    path = folder / "sweep.json"
+    held = runs.read_json(path) if path.exists() else {"jobs": []}
+    jobs = held.get("jobs") if isinstance(held, dict) else None
+    good = isinstance(jobs, list) and all(isinstance(job, dict) and type(job.get("job")) is int for job in jobs)
+    if not isinstance(jobs, list) or not good:
+        raise ArtefactError(f'{path}: expected {{"jobs": [{{"job": 0, ...}}]}}')
+    return {job["job"]: job for job in jobs}
+
+
+def ended_before(folder: Path, number: int) -> Outcome | None:
+    """The outcome of a job that has ended, None where there is something left to do."""
+    summary = progress.summary(folder / str(number))
+    ended = summary.get("status") in ("completed", "pruned")
+    return Outcome(number, summary["status"], 0, summary) if ended else None
+
+
+def names(jobs: Sequence[tuple[int, Settings]]) -> dict[int, str]:
+    """How each job is called in the lines about it: by its number and what is not the same for all."""
+    common = set.intersection(*(set(settings.overrides) for _, settings in jobs)) if len(jobs) > 1 else set()
+    return {n: f"job {n}: " + " ".join(line for line in s.overrides if line not in common) for n, s in jobs}
+
+
+def tell(name: str, outcome: Outcome) -> None:
+    """The line of a job that has ended."""
+    summary, error = outcome.summary, outcome.error
+    if error is None:
+        accuracy = (f"{split} {summary[split]['accuracy']:.4f}" for split in ("valid", "test") if split in summary)
+        pruned = "   pruned" if outcome.status == "pruned" else ""
+        print(f"{name}   {'   '.join(accuracy)}   {summary['seconds']:.1f} s{pruned}", flush=True)
+        return
+    print(f"{name}   {outcome.status}", flush=True)
+    if outcome.code == 1:
+        traceback.print_exception(error)
+    if outcome.status == "failed":
+        print(f"job {outcome.number}: {error if outcome.code != 1 else repr(error)}", file=sys.stderr, flush=True)

@@ -1,250 +1,15 @@
 """python -m jaxrnn.train [key=value ...]: one run, or with -m a sweep.
 
-Configuration first, then data, then the run folder: a refusal before that leaves nothing behind. The test split is
-touched once, after training, with the parameters that did best on the validation split.
+Configuration first, then data, then the run folder: a refusal before that leaves nothing behind.
 """
 
-import math
-import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
-import numpy as np
+from jaxrnn import command, config, devices, job, outline
+from jaxrnn.errors import ConfigurationError
+from jaxrnn.group import prepare
 
-from jaxrnn import artefact, command, config, devices, loggers, outline, progress, runs
-from jaxrnn.errors import ConfigurationError, StorageError
-from jaxrnn.settings import Settings
-
-EVAL_ROWS = 128  # rows of a batch that is only measured
 SHOWS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc", "--version", "--resolve")
-
-
-class Prepared(NamedTuple):
-    """What is known before the run folder is made and anything is compiled."""
-
-    encoded: Any
-    network: dict
-    model: Any
-    optimizer: Any
-    factor: Any
-    devices: list
-
-
-def prepare(settings: Settings) -> Prepared:
-    """Read and number the rows, choose the device, put the network together."""
-    from jaxrnn import text
-
-    rows = artefact.splits(settings.dataset.name, settings.dataset.settings)
-    tokenizer = artefact.tokenizer(settings.tokenizer.name, settings.tokenizer.settings)
-    encoded = text.encode(rows, tokenizer, max_length=settings.max_length)
-    network = artefact.network(settings, len(encoded.vocabulary), len(encoded.labels))
-    work = artefact.work(network) * settings.batch_size * float(encoded.corpus.length[encoded.corpus.train].mean())
-    chosen = devices.choose(settings.device.name, settings.device.count, work=work, rows=settings.batch_size)
-    if settings.batch_size % len(chosen):
-        raise ConfigurationError(
-            f"batch_size={settings.batch_size}: expected a multiple of the {len(chosen)} devices (device.count)"
-        )
-    import jaxrnn
-    from jaxrnn import optimizers
-
-    fixed = {k: v for k, v in settings.optimizer.settings.items() if k not in ("learning_rate", "weight_decay")}
-    optimizer = optimizers.transformation(settings.optimizer.name, **fixed)
-    factor = optimizers.schedule(settings.schedule.name)
-    model = jaxrnn.rnn(**network)
-    return Prepared(encoded, network, model, optimizer, factor, chosen)
-
-
-def train(settings: Settings, folder: Path | None = None, *, loud: bool = True) -> dict[str, Any]:
-    """One run from settings to summary.json, whose content it returns, with the folder as "run".
-
-    A folder that holds an unfinished run goes on with it (resume=auto); a completed one is left alone.
-    """
-    began = time.perf_counter()
-    devices.set_flags()
-    say: Callable[[str], None] = print if loud else (lambda _: None)
-    folder = folder or (Path(settings.directory) if settings.directory else None)
-    with ExitStack() as held:
-        if known := folder is not None and (folder / "config.yaml").exists():  # one writer: who else, is said first
-            held.enter_context(runs.locked(folder))
-            progress.holds_run(folder, settings)
-        ready = prepare(settings)
-        folder = folder or runs.new_folder(settings.experiment)
-        if not known:
-            held.enter_context(runs.locked(folder))
-        held_run, finished = progress.holds_run(folder, settings), progress.completed(folder)
-        summary: dict[str, Any] = {"status": "failed"}
-        try:
-            mark = progress.fingerprint(settings, ready)
-            taken = progress.Opened()
-            if held_run or settings.resume == "must" or settings.resume_step is not None:
-                taken = progress.opened(settings, mark, folder, say)
-            if taken.finished is not None:
-                return taken.finished | {"run": str(folder)}
-            finished = False
-            progress.room(folder, ready)
-            runs.write(folder / "config.yaml", config.to_yaml(settings))
-            learn(settings, ready, folder, summary, loud, mark=mark, taken=taken)
-            summary["status"] = "completed"
-        except BaseException as error:
-            refusal = command.typed(error)
-            code, message = (refusal.code, str(refusal)) if refusal else (1, repr(error))
-            if isinstance(error, KeyboardInterrupt):
-                summary["status"], code, message = "stopped", command.code_of(error), "interrupted"
-            summary["error"] = {"code": code, "message": message}
-            raise
-        finally:
-            if not finished:
-                summary |= {"seconds": time.perf_counter() - began, "overrides": list(settings.overrides)}
-                try:
-                    runs.write_json(folder / "summary.json", summary)
-                except StorageError:
-                    if "error" not in summary:  # otherwise what went wrong first is what has to be said
-                        raise
-    return summary | {"run": str(folder)}
-
-
-def learn(
-    settings: Settings,
-    ready: Prepared,
-    folder: Path,
-    summary: dict[str, Any],
-    loud: bool,
-    *,
-    mark: dict[str, Any],
-    taken: progress.Opened,
-) -> None:
-    """Compile, train, save, measure, draw; `summary` is filled on the way, so that it is right wherever this ends."""
-    import jax
-
-    from jaxrnn import baselines, fit, metrics, plots, resuming, text
-
-    say = print if loud else (lambda *_: None)
-    corpus, vocabulary, labels, report = ready.encoded
-    length = corpus.length
-    cache = devices.open_cache(say)
-    runs.write(folder / "vocabulary.json", vocabulary.to_json())
-    runs.write_json(folder / "overrides.json", list(settings.overrides))
-    runs.write_json(folder / "data_report.json", report)
-    runs.write_json(folder / "environment.json", devices.environment(ready.devices, cache))
-    say(outline.data(settings, ready.encoded))
-
-    steps, updates = outline.extent(settings, corpus)
-    orders = {s: text.plain_order(getattr(corpus, s), length, EVAL_ROWS) for s in ("valid", "test")}
-    programs = fit.build(
-        ready.model,
-        ready.optimizer,
-        ready.factor,
-        corpus,
-        order=(steps, settings.batch_size),
-        eval_order=(max(map(len, orders.values())), -(-EVAL_ROWS // len(ready.devices)) * len(ready.devices)),
-        max_length=int(length.max()),
-        devices=ready.devices,
-    )
-    summary |= {"device": devices.described(ready.devices), "compile_seconds": programs.compile_seconds, "steps": 0}
-    summary |= {"parameters": sum(leaf.size for leaf in jax.tree.leaves(programs.shapes)), "bitwise": taken.bitwise}
-    say(f"device: {summary['device']}; {programs.compiled} programs compiled in {programs.compile_seconds:.2f} s")
-    say(f"network: {outline.network(settings)}, {summary['parameters']:,} parameters")
-
-    begin = best = saved = None
-    told: dict[str, Any] = {}
-    if taken.checkpoint:
-        begin, best, told = progress.start(programs, taken.checkpoint, folder)
-        saved = begin[1].step, begin[1].ended
-        summary |= told | {"steps": begin[1].step}
-    log = loggers.opened(tuple(n for n in settings.logger if loud or n != "console"), folder, settings.epochs)
-    reports = fit.fit(
-        programs,
-        hyper(settings, updates),
-        lambda epoch: text.order(corpus.train, length, settings.batch_size, settings.seed, epoch),
-        orders["valid"],
-        seed=settings.seed,
-        epochs=settings.epochs,
-        patience=settings.patience,
-        max_steps=settings.max_steps,
-        init_scale=settings.init_scale,
-        start=begin,
-        report_every=settings.checkpoint["every_steps"],
-        nonfinite_limit=1 if settings.on_nonfinite == "stop" else settings.nonfinite_limit,
-        go_back=(back := progress.way_back(programs, settings, folder, say)),
-    )
-    records = [record for record in progress.earlier(folder) if "train" in record] if begin else []
-    rows_seen = update_seconds = 0.0
-    every, seconds = settings.checkpoint["every_steps"], settings.checkpoint["every_seconds"] or math.inf
-    last, now = time.monotonic(), None
-    try:
-        with command.put_off() as arrived:
-            for now in reports:
-                rows_seen += float(now.log.weight.sum())
-                progress.tell_steps(log, now, settings.log_every_steps)
-                summary["steps"] = now.step
-                if now.refused:
-                    progress.record_refused(folder, now, settings.seed)
-                    say(f"update {now.refused.step} is not finite and was not applied")
-                    if back:  # to whatever was saved last, which time may have decided
-                        summary["bitwise"] = False
-                elif now.valid is None:
-                    log.tick(now.epoch, now.batch, steps, float(now.log.loss[-1]))
-                else:
-                    update_seconds += now.seconds
-                    record: dict[str, Any] = {"step": now.step, "epoch": now.epoch, "train": now.train}
-                    record |= {"valid": now.valid, "best": now.best, "seconds": now.seconds}
-                    record |= {"refused": now.position.refused} if now.position.refused else {}
-                    record |= loggers.single_text(record["train"]) if len(corpus.train) == 1 else {}
-                    records.append(record)
-                    log.epoch(record)
-                    if now.best:
-                        best, told = (
-                            fit.whole(programs, now.state.params),
-                            {"best_epoch": now.epoch, "valid": now.valid},
-                        )
-                        summary |= told
-                stop = arrived()
-                due = (every and now.step % every == 0) or time.monotonic() - last >= seconds
-                if stop or due or (now.refused and now.position.step < now.refused.step):
-                    progress.save(folder, settings, mark, programs, now, best, told, summary["bitwise"])
-                    saved, last = (now.step, now.position.ended), time.monotonic()
-                if stop:
-                    raise stop
-            if now and saved != (now.step, now.position.ended):
-                progress.save(folder, settings, mark, programs, now, best, told, summary["bitwise"])
-    finally:
-        log.close()
-        if best is not None:
-            settled = artefact.record(settings, ready.network, labels)
-            runs.save_model(folder, runs.Saved(settled, runs.flat(best), vocabulary.to_json()))
-    summary["examples_per_second"] = rows_seen / max(update_seconds, 1e-9)
-    summary["tokens_per_second"] = summary["examples_per_second"] * float(length[corpus.train].mean())
-
-    found, logits = fit.logits(programs, resuming.spread(programs.placed.params, best), orders["test"])
-    summary["test"] = metrics.measure(logits, corpus.target[found]) | {"labels": labels}
-    summary["baselines"] = {
-        "majority": baselines.majority(corpus),
-        "bag_of_words": baselines.bag_of_words(corpus, len(vocabulary)),
-    }
-    title = f"{settings.dataset.name}: {outline.network(settings)}"
-    plots.curves(records, folder / "plots" / "curves.png", title=title)
-    matrix = np.array(summary["test"]["confusion"])
-    plots.confusion(matrix, labels, folder / "plots" / "confusion.png", title="test")
-    say(outline.results(summary))
-
-
-def hyper(settings: Settings, updates: int) -> Any:
-    """The numbers of training as the compiled step takes them; off is infinite."""
-    from jaxrnn.types import Hyper
-
-    return Hyper(
-        learning_rate=settings.optimizer.learning_rate,
-        weight_decay=settings.optimizer.weight_decay,
-        clip_global_norm=settings.clip_global_norm or math.inf,
-        clip_value=settings.clip_value or math.inf,
-        dropout_rate=settings.dropout_rate,
-        word_dropout_rate=settings.word_dropout_rate,
-        warmup_steps=settings.schedule.warmup_steps,
-        decay_steps=updates,
-        final_fraction=settings.schedule.settings.get("final_fraction", 0.0),
-    )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -268,13 +33,13 @@ def main(arguments: Sequence[str]) -> int:
     if given.multirun:
         from jaxrnn.sweep import sweep
 
-        return sweep(*config.sweep(given.overrides, config_dir=given.config_dir))
+        return sweep(config.sweep(given.overrides, config_dir=given.config_dir))
     settings = config.compose(given.overrides, config_dir=given.config_dir)
     if settings.dry_run:
         devices.set_flags()
-        print(outline.plan(settings, prepare(settings)))
+        print(outline.plan(settings, prepare(settings, print)))
         return 0
-    summary = train(settings)
+    summary = job.run(settings)
     print(f"run: {summary['run']}", flush=True)
     return 0
 

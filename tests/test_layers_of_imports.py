@@ -22,7 +22,8 @@ LAYER = {
     **dict.fromkeys(["steptable", "picture", "page", "behaviour", "document", "results", "reportpage"], WORLD),
     **dict.fromkeys(["train", "evaluate", "predict", "explain", "report", "export", "doctor"], COMMANDS),
     "front_door": "the front door",
-    **dict.fromkeys(["command", "usage", "sweep", "progress", "outline", "paired"], COMMANDS),
+    **dict.fromkeys(["command", "usage", "progress", "outline", "paired"], COMMANDS),
+    **dict.fromkeys(["job", "group", "sweep", "launchers"], COMMANDS),
 }
 BELOW = {
     NOUNS: {NOUNS},

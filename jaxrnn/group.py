@@ -1,0 +1,134 @@
+"""What runs share that differ in numbers only: the rows as tokens, the network, the compiled programs.
+
+Learning rate, decay, clips, dropout, schedule, initial scale and seed are arguments of the compiled programs, and how
+long a run lasts is decided outside of them: runs that differ in nothing else are a group, and it is compiled once.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrnn import artefact, devices, text
+from jaxrnn.errors import ConfigurationError
+from jaxrnn.settings import Settings, plain
+
+EVAL_ROWS = 128  # rows of a batch that is only measured
+NUMBERS = {"learning_rate", "weight_decay", "warmup_steps", "final_fraction"}  # of optimizer and schedule
+OUTSIDE = {"init_scale", "seed", "clip_global_norm", "clip_value", "dropout_rate", "word_dropout_rate"}
+OUTSIDE |= {"epochs", "max_steps", "patience", "on_nonfinite", "nonfinite_limit", "log_every_steps", "logger"}
+OUTSIDE |= {"checkpoint", "resume", "resume_step", "resume_allow", "experiment", "dry_run"}
+ROWS = ("dataset", "tokenizer", "max_length")  # the keys that decide the tokens
+
+
+def key(settings: Settings) -> str:
+    """Equal for runs of one group."""
+    tree = {name: value for name, value in plain(settings).items() if name not in OUTSIDE}
+    for name in ("optimizer", "schedule"):
+        tree[name] = {k: v for k, v in tree[name].items() if k not in NUMBERS}
+    return json.dumps(tree, sort_keys=True)
+
+
+def rows(key: str) -> list[Any]:
+    """Equal for groups that read the same rows in the same way."""
+    return [json.loads(key)[name] for name in ROWS]
+
+
+@dataclass(frozen=True)
+class Group:
+    """What is known of a group before anything is compiled; what takes time is made when it is first asked for."""
+
+    encoded: text.Encoded
+    network: dict[str, Any]
+    model: Any
+    optimizer: Any
+    factor: Any
+    devices: list[Any]
+    batch_size: int
+    cache: Path | None  # of compiled programs
+
+    @cached_property
+    def steps(self) -> int:
+        """Updates of an epoch."""
+        return math.ceil(len(self.encoded.corpus.train) / self.batch_size)
+
+    @cached_property
+    def orders(self) -> dict[str, Any]:
+        """The rows of validation and test, in batches."""
+        corpus = self.encoded.corpus
+        return {s: text.plain_order(getattr(corpus, s), corpus.length, EVAL_ROWS) for s in ("valid", "test")}
+
+    @cached_property
+    def programs(self) -> Any:
+        """Compiled on the first call, which puts the corpus on the devices too."""
+        from jaxrnn import fit
+
+        return fit.build(
+            self.model,
+            self.optimizer,
+            self.factor,
+            self.encoded.corpus,
+            order=(self.steps, self.batch_size),
+            eval_order=(
+                max(map(len, self.orders.values())),
+                -(-EVAL_ROWS // len(self.devices)) * len(self.devices),
+            ),
+            max_length=int(self.encoded.corpus.length.max()),
+            devices=self.devices,
+        )
+
+    @cached_property
+    def baselines(self) -> dict[str, Any]:
+        """What the network must beat, on the test split."""
+        from jaxrnn import baselines
+
+        corpus, vocabulary = self.encoded.corpus, self.encoded.vocabulary
+        return {"majority": baselines.majority(corpus), "bag_of_words": baselines.bag_of_words(corpus, len(vocabulary))}
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """environment.json"""
+        return devices.environment(self.devices, self.cache)
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """vocabulary.json"""
+        return self.encoded.vocabulary.to_json()
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the rows as tokens, their labels and the vocabulary."""
+        found = hashlib.sha256()
+        for part in self.encoded.corpus:
+            found.update(np.ascontiguousarray(part).data)
+        found.update(json.dumps([self.encoded.labels, self.encoded.vocabulary.tokens]).encode())
+        return found.hexdigest()
+
+
+def prepare(settings: Settings, say: Callable[[str], None], encoded: text.Encoded | None = None) -> Group:
+    """Read and number the rows, choose the device, put the network together. `encoded`: the rows, if they are there."""
+    if encoded is None:
+        rows = artefact.splits(settings.dataset.name, settings.dataset.settings)
+        tokenizer = artefact.tokenizer(settings.tokenizer.name, settings.tokenizer.settings)
+        encoded = text.encode(rows, tokenizer, max_length=settings.max_length)
+    network = artefact.network(settings, len(encoded.vocabulary), len(encoded.labels))
+    work = artefact.work(network) * settings.batch_size * float(encoded.corpus.length[encoded.corpus.train].mean())
+    chosen = devices.choose(settings.device.name, settings.device.count, work=work, rows=settings.batch_size)
+    if settings.batch_size % len(chosen):
+        raise ConfigurationError(
+            f"batch_size={settings.batch_size}: expected a multiple of the {len(chosen)} devices (device.count)"
+        )
+    cache = devices.open_cache(say)
+    import jaxrnn
+    from jaxrnn import optimizers
+
+    fixed = {k: v for k, v in settings.optimizer.settings.items() if k not in ("learning_rate", "weight_decay")}
+    optimizer = optimizers.transformation(settings.optimizer.name, **fixed)
+    factor = optimizers.schedule(settings.schedule.name)
+    return Group(encoded, network, jaxrnn.rnn(**network), optimizer, factor, chosen, settings.batch_size, cache)

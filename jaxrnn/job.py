@@ -1,0 +1,215 @@
+"""One run, from its settings to summary.json: trained, saved, measured, drawn.
+
+The test split is touched once, after training, with the parameters that did best on the validation split.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrnn import artefact, command, config, devices, loggers, outline, progress, runs
+from jaxrnn.errors import StorageError
+from jaxrnn.group import Group, prepare
+from jaxrnn.settings import Settings
+
+Watch = Callable[[dict[str, Any]], bool]  # takes the record of an epoch; True ends the run there
+Halt = Callable[[], KeyboardInterrupt | None]  # the polite stop that has come, if any
+
+
+def run(
+    settings: Settings,
+    folder: Path | None = None,
+    *,
+    loud: bool = True,
+    group: Group | None = None,
+    watch: Watch | None = None,
+    halt: Halt | None = None,
+) -> dict[str, Any]:
+    """-> the content of summary.json, with the folder as "run".
+
+    A folder that holds an unfinished run goes on with it (resume=auto); a completed one is left alone. `group` is what
+    several runs share, made here if it is not given. `halt` is asked after every report; without it signals are.
+    """
+    began = time.perf_counter()
+    devices.set_flags()
+    say: Callable[[str], None] = print if loud else (lambda _: None)
+    folder = folder or (Path(settings.directory) if settings.directory else None)
+    with ExitStack() as held:
+        if known := folder is not None and (folder / "config.yaml").exists():  # one writer: who else, is said first
+            held.enter_context(runs.locked(folder))
+            progress.holds_run(folder, settings)
+        group = group or prepare(settings, say)
+        folder = folder or runs.new_folder(settings.experiment)
+        if not known:
+            held.enter_context(runs.locked(folder))
+        held_run, finished = progress.holds_run(folder, settings), progress.completed(folder)
+        summary: dict[str, Any] = {"status": "failed"}
+        try:
+            mark = progress.fingerprint(settings, group)
+            taken = progress.Opened()
+            if held_run or settings.resume == "must" or settings.resume_step is not None:
+                taken = progress.opened(settings, mark, folder, say)
+            if taken.finished is not None:
+                return taken.finished | {"run": str(folder)}
+            finished = False
+            progress.room(folder, group)
+            runs.write(folder / "config.yaml", config.to_yaml(settings))
+            learn(settings, group, folder, summary, loud, mark=mark, taken=taken, watch=watch, halt=halt)
+        except BaseException as error:
+            refusal = command.typed(error)
+            code, message = (refusal.code, str(refusal)) if refusal else (1, repr(error))
+            if isinstance(error, KeyboardInterrupt):
+                summary["status"], code, message = "stopped", command.code_of(error), "interrupted"
+            summary["error"] = {"code": code, "message": message}
+            raise
+        finally:
+            if not finished:
+                summary |= {"seconds": time.perf_counter() - began, "overrides": list(settings.overrides)}
+                try:
+                    runs.write_json(folder / "summary.json", summary)
+                except StorageError:
+                    if "error" not in summary:  # otherwise what went wrong first is what has to be said
+                        raise
+    return summary | {"run": str(folder)}
+
+
+def learn(
+    settings: Settings,
+    group: Group,
+    folder: Path,
+    summary: dict[str, Any],
+    loud: bool,
+    *,
+    mark: dict[str, Any],
+    taken: progress.Opened,
+    watch: Watch | None = None,
+    halt: Halt | None = None,
+) -> None:
+    """Compile, train, save, measure, draw; `summary` is filled on the way, so that it is right wherever this ends."""
+    import jax
+
+    from jaxrnn import fit, metrics, plots, resuming, text
+
+    say = print if loud else (lambda *_: None)
+    corpus, _, labels, report = group.encoded
+    length, orders = corpus.length, group.orders
+    steps, updates = outline.extent(settings, group)
+    runs.write(folder / "vocabulary.json", group.vocabulary)
+    runs.write_json(folder / "overrides.json", list(settings.overrides))
+    runs.write_json(folder / "data_report.json", report)
+    say(outline.data(settings, group.encoded))
+
+    began = time.perf_counter()
+    programs = group.programs
+    summary |= {"device": devices.described(group.devices), "compile_seconds": time.perf_counter() - began, "steps": 0}
+    summary |= {"parameters": sum(leaf.size for leaf in jax.tree.leaves(programs.shapes)), "bitwise": taken.bitwise}
+    runs.write_json(folder / "environment.json", group.environment)
+    say(f"device: {summary['device']}; {programs.compiled} programs compiled in {programs.compile_seconds:.2f} s")
+    say(f"network: {outline.network(settings)}, {summary['parameters']:,} parameters")
+
+    begin = best = saved = None
+    told: dict[str, Any] = {}
+    if taken.checkpoint:
+        begin, best, told = progress.start(programs, taken.checkpoint, folder)
+        saved = begin[1].step, begin[1].ended
+        summary |= told | {"steps": begin[1].step}
+    log = loggers.opened(tuple(n for n in settings.logger if loud or n != "console"), folder, settings.epochs)
+    reports = fit.fit(
+        programs,
+        hyper(settings, updates),
+        lambda epoch: text.order(corpus.train, length, settings.batch_size, settings.seed, epoch),
+        orders["valid"],
+        seed=settings.seed,
+        epochs=settings.epochs,
+        patience=settings.patience,
+        max_steps=settings.max_steps,
+        init_scale=settings.init_scale,
+        start=begin,
+        report_every=settings.checkpoint["every_steps"],
+        nonfinite_limit=1 if settings.on_nonfinite == "stop" else settings.nonfinite_limit,
+        go_back=(back := progress.way_back(programs, settings, folder, say)),
+    )
+    records = [record for record in progress.earlier(folder) if "train" in record] if begin else []
+    rows_seen = update_seconds = 0.0
+    every, seconds = settings.checkpoint["every_steps"], settings.checkpoint["every_seconds"] or math.inf
+    last, now = time.monotonic(), None
+    try:
+        with nullcontext(halt) if halt else command.put_off() as arrived:
+            for now in reports:
+                rows_seen += float(now.log.weight.sum())
+                progress.tell_steps(log, now, settings.log_every_steps)
+                summary["steps"] = now.step
+                if now.refused:
+                    progress.record_refused(folder, now, settings.seed)
+                    say(f"update {now.refused.step} is not finite and was not applied")
+                    if back:  # to whatever was saved last, which time may have decided
+                        summary["bitwise"] = False
+                elif now.valid is None:
+                    log.tick(now.epoch, now.batch, steps, float(now.log.loss[-1]))
+                else:
+                    update_seconds += now.seconds
+                    record: dict[str, Any] = {"step": now.step, "epoch": now.epoch, "train": now.train}
+                    record |= {"valid": now.valid, "best": now.best, "seconds": now.seconds}
+                    record |= {"refused": now.position.refused} if now.position.refused else {}
+                    record |= loggers.single_text(record["train"]) if len(corpus.train) == 1 else {}
+                    records.append(record)
+                    log.epoch(record)
+                    if now.best:
+                        best, told = (
+                            fit.whole(programs, now.state.params),
+                            {"best_epoch": now.epoch, "valid": now.valid},
+                        )
+                        summary |= told
+                stop = arrived()
+                due = (every and now.step % every == 0) or time.monotonic() - last >= seconds
+                if stop or due or (now.refused and now.position.step < now.refused.step):
+                    progress.save(folder, settings, mark, programs, now, best, told, summary["bitwise"])
+                    saved, last = (now.step, now.position.ended), time.monotonic()
+                if stop:
+                    raise stop
+                if now.valid and watch and watch(records[-1]):
+                    summary["status"] = "pruned"
+                    break
+            if now and saved != (now.step, now.position.ended):
+                progress.save(folder, settings, mark, programs, now, best, told, summary["bitwise"])
+    finally:
+        log.close()
+        if best is not None:
+            settled = artefact.record(settings, group.network, labels)
+            runs.save_model(folder, runs.Saved(settled, runs.flat(best), group.vocabulary))
+    if summary["status"] == "pruned":
+        return
+    summary["examples_per_second"] = rows_seen / max(update_seconds, 1e-9)
+    summary["tokens_per_second"] = summary["examples_per_second"] * float(length[corpus.train].mean())
+
+    found, logits = fit.logits(programs, resuming.spread(programs.placed.params, best), orders["test"])
+    summary["test"] = metrics.measure(logits, corpus.target[found]) | {"labels": labels}
+    summary["baselines"] = group.baselines
+    title = f"{settings.dataset.name}: {outline.network(settings)}"
+    plots.curves(records, folder / "plots" / "curves.png", title=title)
+    matrix = np.array(summary["test"]["confusion"])
+    plots.confusion(matrix, labels, folder / "plots" / "confusion.png", title="test")
+    summary["status"] = "completed"
+    say(outline.results(summary))
+
+
+def hyper(settings: Settings, updates: int) -> Any:
+    """The numbers of training as the compiled step takes them; off is infinite."""
+    from jaxrnn.types import Hyper
+
+    return Hyper(
+        learning_rate=settings.optimizer.learning_rate,
+        weight_decay=settings.optimizer.weight_decay,
+        clip_global_norm=settings.clip_global_norm or math.inf,
+        clip_value=settings.clip_value or math.inf,
+        dropout_rate=settings.dropout_rate,
+        word_dropout_rate=settings.word_dropout_rate,
+        warmup_steps=settings.schedule.warmup_steps,
+        decay_steps=updates,
+        final_fraction=settings.schedule.settings.get("final_fraction", 0.0),
+    )

@@ -1,0 +1,80 @@
+"""Who runs the jobs of a sweep: name(tasks, ended). A task runs one job; `ended` hears how, in the calling thread.
+
+basic       one after another
+population  as many at once as there are cores, each job on a thread: XLA computes without Python's lock, and one
+            compiled program serves all threads
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from jaxrnn import command, devices
+from jaxrnn.job import Halt
+
+ASKED_EVERY = 0.2  # seconds between two looks for a polite stop
+
+
+class Outcome(NamedTuple):
+    """How a job ended."""
+
+    number: int
+    status: str  # completed, pruned, failed or stopped
+    code: int  # what a run of its own would have exited with
+    summary: dict[str, Any]  # its summary.json; empty where it failed before there was one
+    error: BaseException | None = None
+
+
+Task = Callable[[Halt | None], Outcome]
+Ended = Callable[[Outcome], None]
+
+
+def basic(tasks: Sequence[Task], ended: Ended) -> None:
+    for task in tasks:
+        outcome = task(None)
+        ended(outcome)
+        if isinstance(outcome.error, KeyboardInterrupt):
+            raise outcome.error
+
+
+def population(tasks: Sequence[Task], ended: Ended) -> None:
+    """A polite stop is heard by every running job, which saves itself; those that wait do not start."""
+    stop: KeyboardInterrupt | None = None
+    with ThreadPoolExecutor(devices.cores()) as pool, command.put_off() as arrived:
+        left: set[Future[Outcome]] = {pool.submit(task, lambda: stop) for task in tasks}
+        try:
+            while left:
+                done, left = wait(left, ASKED_EVERY, FIRST_COMPLETED)
+                for future in done:
+                    ended(future.result())
+                if stop is None and (stop := arrived()):
+                    left = {future for future in left if not future.cancel()}
+        except BaseException as error:
+            stop = error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if stop:
+        raise stop
+
+
+MEMBERS = {"basic": basic, "population": population}
+
+
+class Room:
+    """So many cores, to be taken by jobs, each of which needs some of them at once."""
+
+    def __init__(self, cores: int):
+        self.cores, self.door, self.free = cores, threading.Lock(), threading.Semaphore(cores)
+
+    @contextmanager
+    def taken(self, count: int) -> Iterator[None]:
+        count = min(count, self.cores)
+        with self.door:  # one at a time takes, so two that wait for all cores do not hold a part each
+            for _ in range(count):
+                self.free.acquire()
+        try:
+            yield
+        finally:
+            self.free.release(count)

@@ -1,0 +1,94 @@
+"""Sweeps: a job is the run it would be alone, a group compiles once, one bad job is one bad job."""
+
+import json
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxrnn import command, config, job, runs, sweep, train
+
+TINY = ["hidden_size=8", "input.size=4", "batch_size=16", "epochs=3", "dataset.train_rows=64"]
+TINY += ["dataset.valid_rows=20", "dataset.test_rows=30", "patience=1"]
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+@pytest.fixture(autouse=True)
+def own_place(tmp_path, monkeypatch):
+    """A working directory and a compile cache of the tests' own, and SIGTERM as it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set by the tests")
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def compilations():
+    """The names of the programs that XLA was asked for, in a list that grows."""
+    names = []
+
+    def heard(event, seconds, **more):
+        if event == COMPILED:
+            names.append(more.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(heard)
+
+
+def call(*arguments, capsys):
+    """-> exit code, lines of standard output, lines of standard error."""
+    code = command.exit_code("train", train.main, [str(a) for a in arguments])
+    found = capsys.readouterr()
+    return code, found.out.splitlines(), found.err.splitlines()
+
+
+def jobs(folder):
+    return [
+        (entry["job"], entry["status"], entry["code"]) for entry in runs.read_json(Path(folder, "sweep.json"))["jobs"]
+    ]
+
+
+def records(folder):
+    """metrics.jsonl without its times."""
+    return [
+        {k: v for k, v in line.items() if k != "seconds"} for line in runs.read_lines(Path(folder, "metrics.jsonl"))
+    ]
+
+
+@pytest.mark.parametrize("launcher", ["basic", "population"])
+def test_a_sweep_over_numbers_compiles_once_and_each_job_is_the_run_alone(tmp_path, compilations, capsys, launcher):
+    varied = ["optimizer.learning_rate=0.001,0.03", "seed=0,1", "dropout_rate=0.1"]
+    code, out, err = call("-m", *TINY, *varied, f"hydra/launcher={launcher}", "hydra.sweep.dir=s", capsys=capsys)
+    assert (code, err, out[-1]) == (0, [], "sweep: s")
+    assert jobs("s") == [(n, "completed", 0) for n in range(4)]
+    assert [compilations.count(f"jit({name})") for name in ("init", "segment", "answers")] == [1, 1, 1]
+    alone = job.run(config.compose([*TINY, "optimizer.learning_rate=0.03", "seed=1", "dropout_rate=0.1"]), loud=False)
+    member = json.loads(Path("s/3/summary.json").read_text())
+    for timed in ("seconds", "compile_seconds", "examples_per_second", "tokens_per_second"):
+        del alone[timed], member[timed]
+    assert member == {key: value for key, value in alone.items() if key != "run"}
+    assert records("s/3") == records(alone["run"])
+    np.testing.assert_equal(runs.load_model(Path("s/3")).arrays, runs.load_model(Path(alone["run"])).arrays)
+    there = {path.relative_to(alone["run"]) for path in Path(alone["run"]).rglob("*")}
+    assert there == {path.relative_to("s/3") for path in Path("s/3").rglob("*")}
+
+
+def test_a_watch_prunes_one_job_and_it_stays_pruned():
+    _, _, chosen = config.sweep([*TINY, "seed=0,1", "patience=null"])
+    heard = []
+
+    def watch(number, record):
+        heard.append((number, record["epoch"], record["valid"]["loss"]))
+        return number == 1 and record["epoch"] == 2
+
+    for launcher in ("population", "basic"):
+        with sweep.opened("s", launcher) as runner:
+            outcomes = runner.run(list(enumerate(chosen)), watch)
+        assert [(o.number, o.status, o.code) for o in outcomes] == [(0, "completed", 0), (1, "pruned", 0)]
+    assert sorted(pair[:2] for pair in heard) == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2)]
+    assert len(records("s/1")) == 2 and "test" not in outcomes[1].summary
+    assert jobs("s") == [(0, "completed", 0), (1, "pruned", 0)]
