@@ -72,8 +72,8 @@ def page(ranked: Ranking, pair: str) -> str:
         parts.append("<p class=unknown>The runs are of different data sets: their accuracies are not comparable.</p>")
     parts += [
         "<h2>The best</h2>",
-        f"<section><p><b>{best.valid}</b> on validation, {best.test} on the test, {len(best.runs):,} runs. The best of "
-        f"them is <code>{safe(best.runs[0].folder)}</code>; this trains it again:</p>"
+        f"<section><p><b>{best.valid}</b> on validation, {best.test} on the test, runs: {len(best.runs):,}. Its best "
+        f"run is <code>{safe(best.runs[0].folder)}</code>; this trains it again:</p>"
         f"<pre style='white-space:pre-wrap'>{safe(best.runs[0].command)}</pre></section>",
         "<h2>Ranking</h2>",
         _ranking(ranked),
@@ -146,7 +146,7 @@ def _parallel(ranked: Ranking) -> str:
         places = [axes[key].place[row.values[key]] for key in keys] + [on.place(row.valid.mean)]
         points = " ".join(f"{left + i * step:.1f},{top + tall * (1 - place):.1f}" for i, place in enumerate(places))
         first = row is rows[0]
-        colour = BEST if first else _shade(on.place(row.valid.mean))
+        colour = BEST if first else _shade(on.place(row.valid.mean) ** 2)  # so that the best part stands out
         inside.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-opacity=".9" '
                       f'stroke-width="{3.2 if first else 1.6}">{_title(row)}</polyline>')  # fmt: skip
     ticks = [axes[key].ticks for key in keys] + [[(on.place(tick), f"{tick:.3g}") for tick in on.ticks]]
