@@ -8,7 +8,7 @@ import shlex
 
 import pytest
 
-from jaxrnn import command, config, report, reportpage, results, train
+from jaxrnn import command, config, job, report, reportpage, results
 from jaxrnn.errors import ArtefactError, ConfigurationError
 
 
@@ -261,7 +261,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", "set by the tests")
         for name, change in zip("abc", changes, strict=True):
-            train.train(config.compose([*tiny, *change]), folder / name, loud=False)
+            job.run(config.compose([*tiny, *change]), folder / name, loud=False)
         yield folder
 
 
