@@ -102,7 +102,7 @@ def learn(
     runs.write(folder / "vocabulary.json", group.vocabulary)
     runs.write_json(folder / "overrides.json", list(settings.overrides))
     runs.write_json(folder / "data_report.json", report)
-    say(outline.data(settings, group.encoded))
+    say("\n".join([outline.data(settings, group.encoded), *outline.warnings(group.encoded)]))
 
     began = time.perf_counter()
     programs = group.programs

@@ -20,6 +20,11 @@ def data(settings: Settings, encoded: Any) -> str:
     return f"data: {settings.dataset.name}, {counts} rows, {tokens:,} tokens, {classes} classes"
 
 
+def warnings(encoded: Any) -> list[str]:
+    """What to know of the data before the result is believed."""
+    return [f"warning: {line}" for line in encoded.report["warnings"]]
+
+
 def network(settings: Settings) -> str:
     """vanilla tanh 64, last, softmax"""
     cell = f"{settings.cell.name} {settings.activation.name}"
@@ -35,6 +40,7 @@ def plan(settings: Settings, group: Group) -> str:
     where = settings.directory or f"a new folder {runs.ROOT / settings.experiment}/"
     lines = [
         data(settings, group.encoded),
+        *warnings(group.encoded),
         f"device: {devices.described(group.devices)}",
         f"network: {network(settings)}",
         f"updates: {steps:,} an epoch, {updates:,} at most; a checkpoint is {size:,} bytes",

@@ -91,6 +91,14 @@ def _read_names(value):
 names = Allowed("a list of keys, as in [batch_size]", _read_names)
 
 
+def _read_labels(value):
+    _require(isinstance(value, list | tuple) and all(type(label) in (str, int) for label in value))
+    return tuple(map(str, value))
+
+
+labels = Allowed("a list of labels, as in [0,1] or ['1.0','2.0']", _read_labels)
+
+
 def or_null(allowed: Allowed) -> Allowed:
     return Allowed(allowed.text + ", or null", lambda value: None if value is None else allowed.read(value))
 
@@ -108,12 +116,13 @@ RANGES: dict[str, dict[str, Allowed]] = {
     },
     "schedule": {"warmup_steps": whole(0), "final_fraction": number(0, 1)},
     "device": {"count": or_null(whole(1))},
-    "tokenizer": {"size": or_null(whole(1)), "min_count": whole(1)},
+    "tokenizer": {"size": or_null(whole(1)), "min_count": whole(1), "unicode": one_of("none", "NFC", "NFKC")},
     "dataset": {
         "valid_share": _SHARE,
         "test_share": _SHARE,
         "max_characters": or_null(whole(1)),
         "on_bad_row": one_of("error", "skip"),
+        "labels": labels,
     },
 }
 

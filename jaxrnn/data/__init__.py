@@ -4,7 +4,7 @@ A member streams: iterating `train` twice reads the file twice, and no file's te
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Rows = Iterable[tuple[str, str]]  # text and label; can be iterated again
 
@@ -14,7 +14,8 @@ class Splits(NamedTuple):
 
     `valid_share` and `test_share` say how much of `train` is taken then, `seed` which rows: the same rows for every
     seed of training, so that two runs are measured on the same texts. `labels` are those there can be, where the rows
-    may show fewer: then a single class is enough to learn from.
+    may show fewer: then a single class is enough to learn from. `strict` refuses what `quality` warns of. `read` gets
+    the counts of rows used and skipped, file by file, while they are read.
     """
 
     train: Rows
@@ -24,3 +25,5 @@ class Splits(NamedTuple):
     test_share: float = 0.1
     seed: int = 0
     labels: tuple[str, ...] = ()
+    strict: bool = False
+    read: dict[str, Any] | None = None

@@ -6,15 +6,15 @@ asked for, and again each time they are asked for. Lines that are empty are no r
 
 import codecs
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 from ..errors import ConfigurationError, DataError, unknown
 from . import Splits
-from .lines import Limits, blocks, lines
+from .lines import Limits, blocks, lines, sound
+from .tally import Tally
 
-SHOWN = 10  # line numbers in a message
 Row = tuple[str, str]
 
 
@@ -29,6 +29,9 @@ def files(
     max_characters: int | None = 1_000_000,
     max_ratio: int = 200,
     max_gigabytes: int = 16,
+    on_bad_row: str = "error",
+    labels: Sequence[str] = (),
+    strict: bool = False,
     valid_share: float = 0.1,
     test_share: float = 0.1,
     seed: int = 0,
@@ -38,7 +41,9 @@ def files(
     A folder holds one folder of .txt files per class, or a `train` (and `valid` or `dev`, `test`) that does. Raises
     ConfigurationError for a setting that makes no sense, DataError (here, or while rows are read) for a file that is
     missing, damaged, not in `encoding`, without the columns, with more than `max_characters` in a field, or whose
-    .gz unpacks to more than `max_gigabytes` or `max_ratio` times its size.
+    .gz unpacks to more than `max_gigabytes` or `max_ratio` times its size. A row that does not decode, has other
+    columns, no label, or one that is not among `labels` (if there are any) is such damage too, or with
+    on_bad_row="skip" left out, counted and named in `Splits.read`.
     """
     given = {"path": path, "valid_path": valid_path, "test_path": test_path, "text": text, "label": label}
     for key, value in given.items():
@@ -53,12 +58,17 @@ def files(
         codecs.getincrementaldecoder(encoding)
     except (LookupError, UnicodeError, TypeError, ValueError):
         raise ConfigurationError(f"dataset.encoding={encoding!r}: expected one that Python knows, as utf-8") from None
-    limits = Limits(encoding, 1 << 40 if max_characters is None else max_characters, max_ratio, max_gigabytes)
+    if on_bad_row not in ("error", "skip"):
+        raise ConfigurationError(f"dataset.on_bad_row={on_bad_row!r}: expected error or skip")
+    longest = 1 << 40 if max_characters is None else max_characters
+    limits = Limits(encoding, longest, max_ratio, max_gigabytes, on_bad_row == "skip")
     places = parts(Path(str(path))) | {
         name: Path(place) for name, place in (("valid", valid_path), ("test", test_path)) if place is not None
     }
-    rows = {name: reader(place, text, label, limits) for name, place in places.items()}
-    return Splits(rows["train"], rows.get("valid"), rows.get("test"), valid_share, test_share, seed)
+    read: dict = {}
+    rows = {name: reader(place, text, label, limits, frozenset(labels), read) for name, place in places.items()}
+    shares = valid_share, test_share, seed
+    return Splits(rows["train"], rows.get("valid"), rows.get("test"), *shares, strict=strict, read=read)
 
 
 class Reader:
@@ -71,10 +81,10 @@ class Reader:
         return self._read(*self._arguments)
 
 
-def reader(path: Path, text: str, label: str, limits: Limits) -> Reader:
+def reader(path: Path, text: str, label: str, limits: Limits, labels: frozenset, read: dict) -> Reader:
     """The rows of one file or folder; what can be refused before reading is refused here."""
     if path.is_dir():
-        return Reader(folder_rows, path, class_folders(path), limits)
+        return Reader(folder_rows, path, class_folders(path), limits, labels, read)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if not path.is_file():
@@ -83,39 +93,29 @@ def reader(path: Path, text: str, label: str, limits: Limits) -> Reader:
     if kind not in KINDS:
         raise DataError(f"{path}: {unknown('kind of file', kind, KINDS)}, each also as .gz")
     next(blocks(path, limits), b"")  # permission and magic number
-    return Reader(table_rows, path, KINDS[kind], text, label, limits)
+    return Reader(table_rows, path, KINDS[kind], text, label, limits, labels, read)
 
 
-def table_rows(path: Path, read: Callable, text: str, label: str, limits: Limits) -> Iterator[Row]:
-    """Text and label of every record; records that are not rows are counted to the end and refused with their lines."""
-    bad: dict[str, list[int]] = {}
-    count = 0
-    for number, found, name, problem in read(path, text, label, limits):
-        if problem:
-            bad.setdefault(problem, []).append(number)
-            continue
-        if len(found) > limits.max_characters:
-            raise DataError(
-                f"{path}: line {number}: a text of {len(found):,} characters, "
-                f"more than dataset.max_characters={limits.max_characters:,}"
-            )
-        if not name:
-            bad.setdefault(f"an empty {label!r}", []).append(number)
-            continue
-        count += 1
-        yield found, name
-    if bad:
-        raise DataError(
-            f"{path}: "
-            + "; ".join(
-                f"{len(numbers):,} rows with {problem}, line{'s' * (len(numbers) > 1)} "
-                + ", ".join(map(str, numbers[:SHOWN]))
-                + (", ..." if len(numbers) > SHOWN else "")
-                for problem, numbers in bad.items()
-            )
-        )
-    if not count:
-        raise DataError(f"{path}: holds no rows, expected at least one")
+def table_rows(
+    path: Path, records: Callable, text: str, label: str, limits: Limits, labels: frozenset, read: dict
+) -> Iterator[Row]:
+    """Text and label of every record; the file is read to its end before rows that are none are refused."""
+    tally, used = Tally(path, skip=limits.skip, report=read), 0
+    for number, found, name, problem in records(path, text, label, limits):
+        if problem is None and len(found) > limits.max_characters:
+            problem = f"more than dataset.max_characters={limits.max_characters:,}"
+            if not limits.skip:
+                raise DataError(f"{path}: line {number}: a text of {len(found):,} characters, {problem}")
+        if problem is None and not name:
+            problem = f"an empty {label!r}"
+        if problem is None and labels and name not in labels:
+            problem = f"a {label!r} that is not in dataset.labels"
+        if problem is None:
+            used += 1
+            yield found, name
+        else:
+            tally.note(problem, number)
+    tally.close(used)
 
 
 def _tsv(path: Path, limits: Limits) -> Iterator[tuple[int, list[str]]]:
@@ -188,11 +188,12 @@ def _columns(read: Callable) -> Callable:
                 raise DataError(f"{path}: {problem}; set dataset.{key}")
         at_text, at_label, wide = columns.index(text), columns.index(label), len(columns)
         for number, fields in source:
-            if len(fields) == wide:
-                yield number, fields[at_text], fields[at_label].strip(), None
+            if len(fields) != wide:
+                yield number, None, None, f"{len(fields)} column{'s' * (len(fields) > 1)} instead of {wide}"
+            elif limits.skip and not all(map(sound, fields)):
+                yield number, None, None, f"bytes that are not {limits.encoding}"
             else:
-                found = f"{len(fields)} column{'s' * (len(fields) > 1)} instead of {wide}"
-                yield number, None, None, found
+                yield number, fields[at_text], fields[at_label].strip(), None
 
     return records
 
@@ -202,33 +203,42 @@ def json_records(path: Path, text: str, label: str, limits: Limits) -> Iterator[
     for number, line in lines(path, limits):
         if not line.strip():
             continue
+        if limits.skip and not sound(line):
+            yield number, None, None, f"bytes that are not {limits.encoding}"
+            continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: line {number}: not JSON: {error!s:.200}") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}: line {number}: expected a JSON object, found {line!r:.40}")
-        for key, name in (("text", text), ("label", label)):
-            if name not in row:
-                raise DataError(f"{path}: line {number}: {unknown('key', name, _shown(row))}; set dataset.{key}")
+            row = _object(line, text, label)
+        except DataError as error:
+            if not limits.skip:
+                raise DataError(f"{path}: line {number}: {error}") from None
+            yield number, None, None, f"no JSON object of {text!r} and {label!r}"
+            continue
         found, name = row[text], row[label]
         name = json.dumps(name) if isinstance(name, (int, float)) else name
-        if not isinstance(found, str) or not _sound(found):
+        if not isinstance(found, str) or not sound(found):
             yield number, None, None, f"a {text!r} that is no text"
-        elif not isinstance(name, str) or not _sound(name):
+        elif not isinstance(name, str) or not sound(name):
             yield number, None, None, f"a {label!r} that is no text or number"
         else:
             yield number, found, name.strip(), None
 
 
+def _object(line: str, text: str, label: str) -> dict:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not JSON: {error!s:.200}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"expected a JSON object, found {line!r:.40}")
+    for key, name in (("text", text), ("label", label)):
+        if name not in row:
+            raise DataError(f"{unknown('key', name, _shown(row))}; set dataset.{key}")
+    return row
+
+
 def _shown(names: Iterable[str]) -> list[str]:
     """Names for a message: a file that is no table may have a long one, or many."""
     return [name[:40] for name in islice(names, 40)]
-
-
-def _sound(text: str) -> bool:
-    """False for half of a surrogate pair, which JSON can write and no file can hold."""
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 KINDS = {".tsv": _columns(_tsv), ".csv": _columns(_csv), ".jsonl": json_records, ".ndjson": json_records}
@@ -254,17 +264,32 @@ def class_folders(path: Path) -> list[Path]:
     return folders
 
 
-def folder_rows(path: Path, folders: list[Path], limits: Limits) -> Iterator[Row]:
+def folder_rows(path: Path, folders: list[Path], limits: Limits, labels: frozenset, read: dict) -> Iterator[Row]:
     """The text of every file, with the name of its folder as the label."""
+    tally, used = Tally(path, skip=limits.skip, report=read), 0
     for folder in folders:
         for place in sorted(folder.iterdir()):
             if place.name.startswith("."):
                 continue
             if place.suffix.lower() != ".txt" or not place.is_file():
                 raise DataError(f"{place}: expected only .txt files in the folder of a class")
-            if place.stat().st_size > 4 * limits.max_characters + 4:
-                raise DataError(f"{place}: more than dataset.max_characters={limits.max_characters:,}")
-            text = "\n".join(line for _, line in lines(place, limits))
-            if len(text) > limits.max_characters:
-                raise DataError(f"{place}: more than dataset.max_characters={limits.max_characters:,}")
-            yield text, folder.name
+            problem, text = _whole(place, limits)
+            if problem is None and labels and folder.name not in labels:
+                problem = "a folder that is not in dataset.labels"
+            if problem is None:
+                used += 1
+                yield text, folder.name
+            else:
+                tally.note(problem, f"{folder.name}/{place.name}")
+    tally.close(used)
+
+
+def _whole(place: Path, limits: Limits) -> tuple[str | None, str]:
+    """-> what is wrong with a file of text, and the text."""
+    small = place.stat().st_size <= 4 * limits.max_characters + 4
+    text = "\n".join(line for _, line in lines(place, limits)) if small else ""
+    if not small or len(text) > limits.max_characters:
+        if not limits.skip:
+            raise DataError(f"{place}: more than dataset.max_characters={limits.max_characters:,}")
+        return f"more than dataset.max_characters={limits.max_characters:,}", ""
+    return None if not limits.skip or sound(text) else f"bytes that are not {limits.encoding}", text

@@ -28,6 +28,7 @@ class Limits(NamedTuple):
     max_characters: int = 1_000_000  # of a field
     max_ratio: int = 200  # unpacked bytes to packed ones
     max_gigabytes: int = 16  # unpacked, of 2^30 bytes
+    skip: bool = False  # rows that cannot be used; bytes that do not decode come as halves of surrogate pairs
 
 
 PLAIN = Limits()
@@ -84,7 +85,8 @@ def _unpack(path: Path, pieces: Iterator[bytes], limits: Limits) -> Iterator[byt
 def lines(path: Path, limits: Limits = PLAIN) -> Iterator[tuple[int, str]]:
     """Number (from 1) and text of every line, without its line end and without a byte order mark.
 
-    Lines end at b"\\n" or b"\\r\\n" only. A line that is not in the encoding is a DataError with its byte offset.
+    Lines end at b"\\n" or b"\\r\\n" only. A line that is not in the encoding is a DataError with its byte offset, or
+    with `skip` one that `sound` tells.
     """
     longest = 8 * limits.max_characters + (1 << 20)
     source, encoding = blocks(path, limits), limits.encoding
@@ -98,13 +100,13 @@ def lines(path: Path, limits: Limits = PLAIN) -> Iterator[tuple[int, str]]:
             carry = b""
         for line in whole:
             number += 1
-            yield number, _decode(path, line, encoding, number, offset)
+            yield number, _decode(path, line, encoding, number, offset, limits.skip)
             offset += len(line) + 1
         carry += last
         if len(carry) > longest:
             raise DataError(f"{path}: line {number + 1} has more than {longest:,} bytes; see dataset.max_characters")
     if carry:
-        yield number + 1, _decode(path, carry, encoding, number + 1, offset)
+        yield number + 1, _decode(path, carry, encoding, number + 1, offset, limits.skip)
 
 
 def _without_mark(path: Path, source: Iterator[bytes]) -> Iterator[bytes]:
@@ -116,14 +118,26 @@ def _without_mark(path: Path, source: Iterator[bytes]) -> Iterator[bytes]:
     yield from source
 
 
-def _decode(path: Path, line: bytes, encoding: str, number: int, offset: int) -> str:
+def sound(text: str) -> bool:
+    """False for half of a surrogate pair: bytes that did not decode, or what JSON can write and no file can hold."""
     try:
-        return line.removesuffix(b"\r").decode(encoding)
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _decode(path: Path, line: bytes, encoding: str, number: int, offset: int, skip: bool) -> str:
+    line = line.removesuffix(b"\r")
+    try:
+        return line.decode(encoding)
     except UnicodeError as error:
+        if skip:
+            return line.decode("utf-8", "surrogateescape")
         place = getattr(error, "start", 0)
         raise DataError(
             f"{path}: line {number}, byte {offset + place:,} of the file ({line[place : place + 1]!r}) is not "
-            f"{encoding}; correct it, or set dataset.encoding"
+            f"{encoding}; correct it, or set dataset.encoding or dataset.on_bad_row=skip"
         ) from None
 
 
