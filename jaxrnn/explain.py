@@ -16,7 +16,6 @@ from jaxrnn import artefact, command, devices, runs
 from jaxrnn.errors import ConfigurationError, unknown
 
 DENSE = 1024  # the largest vocabulary whose one-hot words are written out as vectors; beyond it, as their number
-LEFT, RIGHT = "left to right", "right to left"
 
 
 def explain(
@@ -53,7 +52,7 @@ def _explain(trained: artefact.Loaded, text: str, label: str | None, layer: int,
     found: dict[str, Any] = {
         "text": text,
         "network": {key: settings.get(key) for key in ("cell", "activation", "hidden_size", "layers", "head")}
-        | {"layer": layer, "direction": RIGHT if backward else LEFT},
+        | {"layer": layer, "direction": insight.DIRECTIONS[backward]},
         "tokens": len(tokens) + (trained.tokenizer.end and bool(tokens)),
     }
     if not len(ids):
@@ -142,7 +141,6 @@ def _summary(trained, seen, which) -> dict[str, Any]:
     share = seen.shares[layer][way]
     found = flow.gradient_flow(cell, params, seen.passes[layer][way])
     saturation = None if share.saturation is None else float(np.mean(share.saturation))
-    activation = trained.record["network"].get("activation", "")
     return {
         "spectral_radius": flow.spectral_radius(params.W_hh) if hasattr(params, "W_hh") else None,
         "flow": {
@@ -151,7 +149,7 @@ def _summary(trained, seen, which) -> dict[str, Any]:
             "log_norms": found.log_norm.tolist(),
             "fit": found.fit.tolist(),
             "exact": found.exact,
-            "advice": flow.advice(found.verdict, cell.name, activation, saturation),
+            "advice": flow.advice(found.verdict, trained.record["network"], saturation),
         },
         "gradients": {name: float(np.linalg.norm(total)) for name, total in _fields(share.total).items()},
         "gradients_error": float(seen.error),

@@ -5,7 +5,7 @@ to say.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +47,7 @@ def fit(
     init_scale: float = 1.0,
     seconds_between: float = 1.0,
     start: tuple[TrainState, Position] | None = None,
-    report_every: int | None = None,
+    report_every: Sequence[int] = (),
     nonfinite_limit: int = 1,
     go_back: Callable[[], TrainState] | None = None,
 ) -> Iterator[Report]:
@@ -55,8 +55,8 @@ def fit(
 
     `plan(epoch)` is the order [S, B] of epoch 0, 1, ...; `valid_order` that of the validation rows. Ends after
     `epochs`, after `max_steps` updates, or when `patience` epochs brought nothing better. From `start`, a state and
-    position that a report had, it goes on as if it had never stopped, bit for bit. With `report_every`, no update with
-    a multiple of that number passes without a report. An update that is not finite, or makes the state so, is not
+    position that a report had, it goes on as if it had never stopped, bit for bit. No update with a multiple of a
+    number in `report_every` passes without a report. An update that is not finite, or makes the state so, is not
     applied but reported as refused, its batch left out; at the `nonfinite_limit`-th of them NumericalError, the
     position before it. With `go_back`, training goes on after each of the others from the state that it returns.
     """
@@ -73,7 +73,7 @@ def fit(
         seconds, news = 0.0, []
         while at < stop:
             until = stop if pace is None and stop <= 8 else min(stop, at + (8 if pace is None else max(1, int(pace))))
-            until = min(until, at + report_every - done % report_every) if report_every else until
+            until = min([until, *(at + every - done % every for every in report_every)])
             began = time.perf_counter()
             state, before, log, numbers = _updated(programs, hyper, order, state, before, at, until)
             spent = time.perf_counter() - began

@@ -14,8 +14,9 @@ Bengio, Simard and Frasconi 1994, "Learning long-term dependencies with gradient
 Mikolov and Bengio 2013, "On the difficulty of training recurrent neural networks".
 """
 
+from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,8 @@ from jaxrnn.types import Array, Cell
 
 EXACT = 4e9  # T n^3 up to which whole products of Jacobians are affordable: a few seconds
 PROBES = 16  # directions followed backwards where they are not
+AT_ONE = ("default", "orthogonal", "identity")  # initializers of W_hh with the spectral radius 1
+BOUNDED = ("tanh", "sigmoid", "softsign", "hard_tanh")
 FACTOR = 10.0  # the first word's share of the gradient, shrunk or grown this much, is called vanishing or exploding
 
 
@@ -98,8 +101,13 @@ def log_slope(log_norm: np.ndarray) -> tuple[float | None, np.ndarray]:
 
 def verdict(slope: float | None, steps: int) -> str:
     """What the growth rate does over the whole text: shrinks or grows the first step's share FACTOR times, or not."""
-    change = 0.0 if slope is None else slope * (steps - 1)
-    return "vanishing" if change < -np.log(FACTOR) else "exploding" if change > np.log(FACTOR) else "healthy"
+    most, slope = healthy(steps), slope or 0.0
+    return "vanishing" if slope < -most else "exploding" if slope > most else "healthy"
+
+
+def healthy(steps: int) -> float:
+    """The growth rate per step up to which the first of so many steps keeps its share within FACTOR."""
+    return float(np.log(FACTOR)) / max(steps - 1, 1)
 
 
 def spectral_radius(W_hh: Array) -> float:
@@ -109,23 +117,34 @@ def spectral_radius(W_hh: Array) -> float:
     return float(np.abs(np.linalg.eigvals(blocks)).max())
 
 
-def advice(verdict: str, cell: str, activation: str, saturation: float | None) -> list[str]:
-    """Configuration keys to change, most promising first; nothing for a healthy network."""
+def advice(verdict: str, settings: Mapping[str, Any], saturation: float | None) -> list[str]:
+    """What to change, as "reason: key=value ...", most promising first; nothing for a healthy network.
+
+    `settings` are those of `jaxrnn.rnn`, and of init_scale, clip_global_norm and learning_rate the ones that are known.
+    What is set already is not advised.
+    """
+    if verdict == "healthy":
+        return []
     told = []
-    if saturation is not None and saturation > 0.5:
-        told.append("most units are saturated: smaller starting weights, init_scale=1 or below, "
-                    "initializer.recurrent=orthogonal")  # fmt: skip
-    if verdict == "vanishing":
-        told.append("start W_hh at spectral radius 1: initializer.recurrent=orthogonal init_scale=1")
-        if cell == "vanilla":
-            told.append("carry memory by addition: cell=gru or cell=lstm; or activation=relu, W_hh then the identity")
-        told.append("shorten the way back: head=mean or head=attention, bidirectional=true, a smaller max_length")
+    vanilla = settings["cell"] == "vanilla"
+    recurrent = (settings.get("initializer") or {}).get("recurrent", "default")
+    if recurrent not in AT_ONE or settings.get("init_scale") != 1:
+        stuck = saturation is not None and saturation > 0.5
+        why = "most units are saturated: start smaller" if stuck else "start W_hh at spectral radius 1"
+        told.append(f"{why}: initializer.recurrent=orthogonal init_scale=1")
     if verdict == "exploding":
-        told.append("start W_hh at spectral radius 1: initializer.recurrent=orthogonal init_scale=1")
-        told.append("bound the update: clip_global_norm=1, and a smaller optimizer.learning_rate")
-        if cell == "vanilla":
-            bounded = activation in ("tanh", "sigmoid", "softsign", "hard_tanh")
-            told.append("bound what a step can do: cell=gru or cell=lstm" + ("" if bounded else ", or activation=tanh"))
+        if (settings.get("clip_global_norm") or np.inf) > 1:
+            told.append("bound the update: clip_global_norm=1")
+        if rate := settings.get("learning_rate"):
+            told.append(f"smaller updates: optimizer.learning_rate={rate / 10:g}")
+        if vanilla and settings["activation"] not in BOUNDED:
+            told.append("bound what a step can do: activation=tanh")
+    if vanilla:
+        told.append("carry memory by addition: cell=gru")
+    if verdict == "vanishing" and settings.get("head") == "last":
+        told.append("let every state answer: head=mean")
+    if verdict == "vanishing" and not settings.get("bidirectional"):
+        told.append("read from both ends: bidirectional=true")
     return told
 
 

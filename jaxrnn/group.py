@@ -52,6 +52,7 @@ class Group:
     devices: list[Any]
     batch_size: int
     cache: Path | None  # of compiled programs
+    measured: bool  # the gradient's flow, during training
 
     @cached_property
     def steps(self) -> int:
@@ -67,7 +68,7 @@ class Group:
     @cached_property
     def programs(self) -> Any:
         """Compiled on the first call, which puts the corpus on the devices too."""
-        from jaxrnn import fit
+        from jaxrnn import fit, monitor
 
         return fit.build(
             self.model,
@@ -81,6 +82,7 @@ class Group:
             ),
             max_length=int(self.encoded.corpus.length.max()),
             devices=self.devices,
+            texts=monitor.texts(self.encoded.corpus) if self.measured else None,
         )
 
     @cached_property
@@ -131,4 +133,5 @@ def prepare(settings: Settings, say: Callable[[str], None], encoded: text.Encode
     fixed = {k: v for k, v in settings.optimizer.settings.items() if k not in ("learning_rate", "weight_decay")}
     optimizer = optimizers.transformation(settings.optimizer.name, **fixed)
     factor = optimizers.schedule(settings.schedule.name)
-    return Group(encoded, network, jaxrnn.rnn(**network), optimizer, factor, chosen, settings.batch_size, cache)
+    model, measured = jaxrnn.rnn(**network), bool(settings.flow["every_steps"])
+    return Group(encoded, network, model, optimizer, factor, chosen, settings.batch_size, cache, measured)

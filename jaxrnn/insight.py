@@ -20,6 +20,7 @@ from jax import lax
 from jaxrnn.projection import project
 from jaxrnn.types import Array, Batch, Cell, Model, Parts
 
+DIRECTIONS = ("left to right", "right to left")
 SATURATED = 0.1  # a unit whose output moves by less than this per unit of pre-activation
 
 
@@ -136,15 +137,12 @@ def step_shares(cell: Cell, params, run: Pass, grad_state) -> Shares:
         x, before, grad = here
         _, pull = jax.vjp(lambda p: cell.step(p, before, x)[0], params)
         (mine,) = pull(grad)
-        one = jax.tree.map(lambda s: jnp.zeros_like(s), before)
-        _, pull_y = jax.vjp(lambda p: cell.step(p, before, x)[1], params)
-        (slope,) = pull_y(jnp.ones_like(cell.output(one)))
         norms = jax.tree.map(jnp.linalg.norm, mine)
-        return jax.tree.map(jnp.add, total, mine), (norms, _bias(mine), _stiff(_bias(slope), cell.output_size))
+        return jax.tree.map(jnp.add, total, mine), (norms, _bias(mine), saturation(cell, params, x, before))
 
     nothing = jax.tree.map(jnp.zeros_like, params)
-    total, (norms, delta, saturation) = lax.scan(share, nothing, (run.inputs, run.before, grad_state))
-    return Shares(jnp.linalg.norm(cell.output(grad_state), axis=-1), delta, norms, total, saturation)
+    total, (norms, delta, stiff) = lax.scan(share, nothing, (run.inputs, run.before, grad_state))
+    return Shares(jnp.linalg.norm(cell.output(grad_state), axis=-1), delta, norms, total, stiff)
 
 
 def _bias(tree):
@@ -152,11 +150,16 @@ def _bias(tree):
     return getattr(tree, "b_h", None)
 
 
-def _stiff(slope, size: int):
-    """Units whose output hardly answers to any of their pre-activations; for the vanilla cell |f'(h)| < SATURATED."""
-    if slope is None or slope.shape[0] % size:
+def saturation(cell: Cell, params, x: Array, before) -> Array | None:
+    """The share of units whose output hardly answers to any of their pre-activations, in one step from a state.
+
+    For the vanilla cell |f'(h)| < SATURATED. None for a cell without a bias b_h of whole gates.
+    """
+    y, pull = jax.vjp(lambda p: cell.step(p, before, x)[1], params)
+    slope = _bias(pull(jnp.ones_like(y))[0])
+    if slope is None or slope.shape[0] % cell.output_size:
         return None
-    return jnp.mean(jnp.sum(jnp.abs(slope.reshape(-1, size)), 0) < SATURATED)
+    return jnp.mean(jnp.sum(jnp.abs(slope.reshape(-1, cell.output_size)), 0) < SATURATED)
 
 
 def _difference(got, expected) -> Array:

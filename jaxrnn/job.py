@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrnn import artefact, command, config, devices, loggers, outline, progress, runs
+from jaxrnn import artefact, command, config, devices, flowlog, loggers, outline, progress, runs
 from jaxrnn.errors import StorageError
 from jaxrnn.group import Group, prepare
 from jaxrnn.settings import Settings
@@ -130,11 +130,18 @@ def learn(
         max_steps=settings.max_steps,
         init_scale=settings.init_scale,
         start=begin,
-        report_every=settings.checkpoint["every_steps"],
+        report_every=[n for n in (settings.checkpoint["every_steps"], flowlog.period(settings, group)) if n],
         nonfinite_limit=1 if settings.on_nonfinite == "stop" else settings.nonfinite_limit,
         go_back=(back := progress.way_back(programs, settings, folder, say)),
     )
-    records = [record for record in progress.earlier(folder) if "train" in record] if begin else []
+    earlier = progress.earlier(folder) if begin else []
+    records, flows = ([record for record in earlier if kind in record] for kind in ("train", "flow"))
+
+    def tell(record: dict[str, Any]) -> None:
+        flows.append(record)
+        log.flow(record)
+
+    reports = flowlog.watched(reports, settings, group, tell, fresh=begin is None)
     rows_seen = update_seconds = 0.0
     every, seconds = settings.checkpoint["every_steps"], settings.checkpoint["every_seconds"] or math.inf
     last, now = time.monotonic(), None
@@ -195,7 +202,8 @@ def learn(
     matrix = np.array(summary["test"]["confusion"])
     plots.confusion(matrix, labels, folder / "plots" / "confusion.png", title="test")
     summary["status"] = "completed"
-    say(outline.results(summary))
+    advice = flowlog.shown(flows, settings, group, folder, title)
+    say(outline.results(summary) + (f"{advice}\n" if advice else ""))
 
 
 def hyper(settings: Settings, updates: int) -> Any:

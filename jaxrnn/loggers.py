@@ -1,8 +1,9 @@
 """Where progress goes: name(folder, stream, epochs) -> Logger. One function per member of conf/logger/.
 
 An epoch is {"step", "epoch", "train": {"loss", "accuracy"}, "valid": {"loss", "accuracy"}, "best", "seconds"}, a logged
-step {"step", "epoch", "loss", "grad_norm"}. A run that learns from a single text has also "prediction", the
-probability of its label, and "loss_base10": -log10 of it, beside the loss in nats.
+step {"step", "epoch", "loss", "grad_norm"}, a measurement of the gradient is what `monitor.record` says. A run that
+learns from a single text has also "prediction", the probability of its label, and "loss_base10": -log10 of it, beside
+the loss in nats.
 """
 
 import csv as table
@@ -29,6 +30,7 @@ class Logger(NamedTuple):
 
     epoch: Callable[[Mapping[str, Any]], None] = _nothing
     step: Callable[[Mapping[str, Any]], None] = _nothing
+    flow: Callable[[Mapping[str, Any]], None] = _nothing
     tick: Callable[[int, int, int, float], None] = _nothing  # epoch, updates done, updates in all, loss
     close: Callable[[], None] = _nothing
 
@@ -94,7 +96,7 @@ def jsonl(folder: Path, stream: TextIO | None = None, epochs: int = 1) -> Logger
     def write(record: Mapping[str, Any]) -> None:
         append_line(path, record)
 
-    return Logger(epoch=write, step=write)
+    return Logger(epoch=write, step=write, flow=write)
 
 
 def csv(folder: Path, stream: TextIO | None = None, epochs: int = 1) -> Logger:

@@ -9,17 +9,19 @@ import numpy as np
 from jaxrnn.runs import storing
 
 TRAIN, VALID, BEST, GREY = "#4878a8", "#d1603d", "#2f2f2f", "#8a8a8a"
+LINES = (TRAIN, VALID, "#6a9f58", "#8f6bb3", "#c2a23a", "#5aa9a4")
+MOST_MAPS = 4  # of layers and directions, from below
 MOST_CLASSES = 30  # of a confusion matrix whose cells are still legible
 
 
-def _figure(width: float, height: float, columns: int = 1) -> Any:
+def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=rows > 1).ravel()
     for axis in axes:
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
@@ -96,3 +98,46 @@ def confusion(matrix: np.ndarray, labels: Sequence[str], path: Path, *, title: s
     if title:
         axis.set_title(title, fontsize=10.5, loc="left")
     return _save(figure, path)
+
+
+def gradient_flow(
+    records: Sequence[Mapping[str, Any]], path: Path, *, steps: int, healthy: float, title: str = ""
+) -> Path:
+    """The gradient by distance from the end over training, a map per layer and direction; then the rates of growth.
+
+    `records` are those of `monitor.record`, `steps` the updates of an epoch; up to the rate `healthy` all is well.
+    """
+    names = [f"layer {one['layer']}, {one['direction']}" for one in records[0]["flow"]]
+    epochs = np.array([record["step"] / steps for record in records])
+    edges = np.concatenate([epochs[:1], (epochs[1:] + epochs[:-1]) / 2, epochs[-1:]])
+    maps = [_numbers([record["flow"][place]["log_norms"] for record in records]).T / np.log(10)
+            for place in range(min(len(names), MOST_MAPS))]  # fmt: skip
+    maps = [values - values[:1] for values in maps]
+    sizes = np.abs(np.concatenate([values[np.isfinite(values)] for values in maps]))
+    top = float(np.clip(np.quantile(sizes, 0.99) if len(sizes) else 0, 0.5, 6.0))
+    figure, (*above, below) = _figure(9.0, 3.0 + 1.8 * len(maps), rows=len(maps) + 1)
+    for axis, values, name in zip(above, maps, names, strict=False):
+        drawn = axis.pcolormesh(edges, np.arange(len(values) + 1) - 0.5, values, cmap="RdBu_r", vmin=-top, vmax=top)
+        axis.set_facecolor("#bdbdbd")  # nothing arrives
+        axis.set_ylim(len(values) - 0.5, -0.5)
+        axis.set_ylabel("steps from the end", fontsize=9.5)
+        told = f"gradient at the states, log10, over that at the last state   ({name})"
+        axis.set_title(told, fontsize=10, loc="left")
+        figure.colorbar(drawn, ax=axis, fraction=0.03, pad=0.01).ax.tick_params(labelsize=8)
+    below.axhspan(-healthy, healthy, color="#dcebd7", zorder=0)
+    for place, (name, colour) in enumerate(zip(names, LINES * len(names), strict=False)):
+        slopes = _numbers([record["flow"][place]["log_slope"] for record in records])
+        below.plot(epochs, slopes, color=colour, linewidth=1.6, marker="o", markersize=3, label=name)
+    below.set_title("ln of what one step back through the recurrence multiplies the gradient by   (green: healthy)",
+                    fontsize=10, loc="left")  # fmt: skip
+    below.set_xlabel("epoch", fontsize=9.5)
+    below.set_xlim(epochs[0], max(epochs[-1], epochs[0] + 1e-9))
+    if len(names) > 1:
+        below.legend(frameon=False, fontsize=8.5, ncols=3)
+    if title:
+        figure.suptitle(title, fontsize=11, x=0.01, ha="left")
+    return _save(figure, path)
+
+
+def _numbers(values: Any) -> np.ndarray:
+    return np.array(values, dtype=object).astype(float)

@@ -27,7 +27,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxrnn import optimizers
+from jaxrnn import monitor, optimizers
 from jaxrnn.layers import Rows
 from jaxrnn.resuming import Log
 from jaxrnn.types import Array, Batch, Corpus, Hyper, Model, Noise, Sums, TrainState
@@ -56,6 +56,7 @@ class Programs(NamedTuple):
     compile_seconds: float
     placed: TrainState  # shapes and shardings of the state on its devices
     kept: TrainState  # shapes of the state on disk: no filler rows, the key as its numbers
+    readings: Callable | None  # params -> how the gradient flows through the texts given, see `monitor`
 
 
 def gather(data: Data, rows: Array, max_length: int) -> Batch:
@@ -209,11 +210,12 @@ def build(
     eval_order: tuple[int, int],
     max_length: int,
     devices: Sequence | None = None,
+    texts: tuple[Array, Array] | None = None,
 ) -> Programs:
-    """Put the corpus on the devices and compile the three programs ahead of time, two at once.
+    """Put the corpus on the devices and compile the programs ahead of time, two at once.
 
     `order` and `eval_order` are the shapes [S, B] of the orders that will be trained on and evaluated;
-    B is a multiple of the number of devices.
+    B is a multiple of the number of devices. With `texts`, from `monitor.texts`, there is a fourth program: `readings`.
     """
     began = time.perf_counter()
     devices = list(devices) if devices else jax.devices()[:1]
@@ -269,8 +271,13 @@ def build(
             number(np.uint32), number(np.float32)
         ),
     ]
+    if texts is not None:
+        params = jax.tree.map(partial(NamedSharding, across), kept)
+        everywhere = NamedSharding(across, P())
+        measuring = jax.jit(monitor.make_readings(model), in_shardings=(params, everywhere, everywhere))
+        lowered.append(measuring.lower(state.params, *texts))
     with ThreadPoolExecutor(2) as pool:
-        segment, answers, init = pool.map(lambda program: program.compile(), lowered)
+        segment, answers, init, *measure = pool.map(lambda program: program.compile(), lowered)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     placed = jax.tree.map(
         lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=NamedSharding(across, p)), state, spec
@@ -279,7 +286,8 @@ def build(
         shapes, jax.eval_shape(optimizer.init, shapes), state.step, jax.eval_shape(jax.random.key_data, state.key)
     )
     spent = time.perf_counter() - began
-    return Programs(init, segment, answers, data, shapes, eval_order, len(lowered), spent, placed, kept)
+    readings = (lambda params: measure[0](params, *texts)) if texts is not None else None
+    return Programs(init, segment, answers, data, shapes, eval_order, len(lowered), spent, placed, kept, readings)
 
 
 def whole(programs: Programs, params):

@@ -127,6 +127,11 @@ RANGES: dict[str, dict[str, Allowed]] = {
 }
 
 CHECKPOINT = {"every_steps": or_null(whole(1)), "every_seconds": or_null(_POSITIVE), "keep": whole(1)}
+def _read_period(value):
+    return value if value == "auto" else whole(0).read(value)
+
+
+FLOW = {"every_steps": or_null(Allowed("auto, or a whole number of at least 0", _read_period))}
 INITIALIZERS = (
     "default orthogonal identity glorot_uniform glorot_normal lecun_normal he_normal normal notes zeros".split()
 )
@@ -197,6 +202,7 @@ class Settings:
     word_dropout_rate: float = _key(_SHARE, "share of tokens made unknown while training")
     precision: str = _key(one_of("float32"), "of the arithmetic")
     log_every_steps: int | None = _key(or_null(whole(1)), "also log every this many updates")
+    flow: Mapping[str, Any] = _group("the gradient's flow is logged this often; auto: 25 times a run, in sweeps never; 0: never")
     checkpoint: Mapping[str, Any] = _group("a run is saved this often, and wherever it ends; so many are kept")
     resume: str = _key(one_of("auto", "must", "never"), "a run that hydra.run.dir=DIR holds: go on with it")
     resume_step: int | None = _key(or_null(whole(1)), "the checkpoint to go on from; null: the newest good one")
@@ -215,7 +221,7 @@ class Settings:
 
 GROUPS = tuple(f.name for f in dataclasses.fields(Settings) if f.type is Member)
 KEYS = {f.name: f.metadata["allowed"] for f in dataclasses.fields(Settings) if "allowed" in f.metadata}
-_CHOSEN = (*GROUPS, "logger", "initializer", "checkpoint")
+_CHOSEN = (*GROUPS, "logger", "initializer", "flow", "checkpoint")
 INITIALIZED = ("recurrent", "input", "readout", "embedding")
 
 
@@ -285,6 +291,7 @@ def build(tree: Mapping[str, Any], default: Callable[[str], Mapping[str, Any]], 
             raise ConfigurationError(f"logger.{name}={chosen!r}: a logger has no settings; expected logger=[{name}]")
     values["logger"] = tuple(logger)
     values["initializer"] = _checked("initializer", tree, dict.fromkeys(INITIALIZED, one_of(*INITIALIZERS)))
+    values["flow"] = _checked("flow", tree, FLOW)
     values["checkpoint"] = _checked("checkpoint", tree, CHECKPOINT)
     return _together(Settings(**values, **record))
 

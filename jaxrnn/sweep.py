@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class Runner:
 
     def run(self, jobs: Sequence[tuple[int, Settings]], watch: Watch | None = None) -> list[Outcome]:
         """How each job ended, in their order; BusyError where the folder holds another job of that number."""
+        jobs = [(number, unmeasured(settings)) for number, settings in jobs]
         found: dict[int, Outcome] = {}
         told = names(jobs)
         for number, settings in jobs:
@@ -150,6 +152,12 @@ def ended_before(folder: Path, number: int) -> Outcome | None:
     summary = progress.summary(folder / str(number))
     ended = summary.get("status") in ("completed", "pruned")
     return Outcome(number, summary["status"], 0, summary) if ended else None
+
+
+def unmeasured(settings: Settings) -> Settings:
+    """A job of a sweep measures the flow of its gradient only where a number of updates is asked for."""
+    auto = settings.flow["every_steps"] == "auto"
+    return replace(settings, flow={"every_steps": None}) if auto else settings
 
 
 def names(jobs: Sequence[tuple[int, Settings]]) -> dict[int, str]:

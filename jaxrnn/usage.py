@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from jaxrnn import config
-from jaxrnn.settings import CHECKPOINT, GROUPS, KEYS, RANGES, Settings, anything, like
+from jaxrnn.settings import CHECKPOINT, FLOW, GROUPS, KEYS, RANGES, Settings, anything, like
 
 EXAMPLES = """\
 python -m jaxrnn.train                                         the default: phrases of a small grammar, seconds
@@ -69,9 +69,10 @@ def text() -> str:
         lines.append(_wrapped(f"  {key}={_shown(main[key])}", f"{meaning[key]}; {allowed.text}", 30))
     lines.append(_wrapped(f"  initializer.{{{','.join(main['initializer'])}}}=default", "", 30))
     lines.append(_wrapped("", meaning["initializer"], 30))
-    for key, allowed in CHECKPOINT.items():
-        about = f"{meaning['checkpoint']}; {allowed.text}"
-        lines.append(_wrapped(f"  checkpoint.{key}={_shown(main['checkpoint'][key])}  ", about, 30))
+    for group, known in (("flow", FLOW), ("checkpoint", CHECKPOINT)):
+        for key, allowed in known.items():
+            about = f"{meaning[group]}; {allowed.text}"
+            lines.append(_wrapped(f"  {group}.{key}={_shown(main[group][key])}  ", about, 30))
     flags = textwrap.indent(FLAGS, "  ")
     return "\n".join([*lines, "", "flags", flags, "", "examples", textwrap.indent(EXAMPLES, "  ")])
 

@@ -69,7 +69,8 @@ def test_the_run_folder_holds_what_the_contract_names(trained):
     wanted = "checkpoints config.yaml data_report.json environment.json metrics.csv metrics.jsonl model overrides.json"
     wanted += " plots run.lock summary.json vocabulary.json"
     assert sorted(path.name for path in folder.iterdir()) == wanted.split()
-    assert sorted(path.name for path in (folder / "plots").iterdir()) == ["confusion.png", "curves.png"]
+    pictures = sorted(path.name for path in (folder / "plots").iterdir())
+    assert pictures == ["confusion.png", "curves.png", "gradient_flow.png"]
     summary = json.loads((folder / "summary.json").read_text())
     wanted = "status valid test baselines best_epoch steps parameters seconds compile_seconds examples_per_second"
     assert set(summary) == {*wanted.split(), "tokens_per_second", "device", "overrides", "bitwise"}
@@ -78,7 +79,8 @@ def test_the_run_folder_holds_what_the_contract_names(trained):
     assert summary["test"]["rows"] == 30
     assert summary["parameters"] == sum(a.size for a in runs.load_model(folder).arrays.values())
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records if "train" not in record] == [2, 4, 6, 8]
+    assert [record["step"] for record in records if "grad_norm" in record] == [2, 4, 6, 8]
+    assert [record["step"] for record in records if "flow" in record] == list(range(9))
     assert [record["epoch"] for record in records if "train" in record] == [1, 2]
     assert json.loads((folder / "environment.json").read_text())["versions"]["jax"]
 

@@ -66,6 +66,7 @@ REFUSED = {
     "resume=perhaps": ["resume='perhaps'", "auto, must, never"],
     "resume_allow=seed": ["resume_allow='seed'", "list"],
     "checkpoint.every_steps=0": ["checkpoint.every_steps=0", "at least 1"],
+    "flow.every_steps=often": ["flow.every_steps='often'", "auto, or a whole number of at least 0, or null"],
     "checkpoint.evry_steps=3": ["checkpoint.evry_steps", "'checkpoint.every_steps'"],
     "checkpoint=3": ["checkpoint"],
     "on_nonfinite=ignore": ["on_nonfinite='ignore'", "one of stop, skip, rollback"],
@@ -158,7 +159,7 @@ def test_the_record_for_people_is_the_whole_tree():
     assert tree["optimizer"] == {
         "name": "sgd", "learning_rate": 0.1, "weight_decay": 0.0, "momentum": 0.0, "nesterov": False,
     }  # fmt: skip
-    assert set(tree) == {*settings.KEYS, *settings.GROUPS, "logger", "initializer", "checkpoint", "experiment"}
+    assert set(tree) == {*settings.KEYS, *settings.GROUPS, "logger", "initializer", "flow", "checkpoint", "experiment"}
 
 
 def test_initializers_are_the_networks_own():
@@ -184,4 +185,4 @@ def test_help_and_refusals_do_without_jax(line):
 def test_every_field_is_a_key_or_a_group():
     own = {"experiment", "overrides", "directory"}
     hints = typing.get_type_hints(settings.Settings)
-    assert set(hints) - own == {*settings.KEYS, *settings.GROUPS, "logger", "initializer", "checkpoint"}
+    assert set(hints) - own == {*settings.KEYS, *settings.GROUPS, "logger", "initializer", "flow", "checkpoint"}

@@ -167,7 +167,7 @@ def digest(programs, report):
 
 def run(programs, *, start=None, hyper=NUMBERS, **settings):
     """The reports of a run, each with its state as it was then on disk, and the losses of all its updates."""
-    settings = {"seed": 0, "epochs": 4, "report_every": 1} | settings
+    settings = {"seed": 0, "epochs": 4, "report_every": [1]} | settings
     reports, states, losses = [], [], []
     for report in fit.fit(programs, hyper, lambda e: np.roll(ORDER, e, 0), VALID, start=start, **settings):
         reports.append(report)
@@ -191,7 +191,7 @@ def test_a_run_taken_up_at_any_report_is_the_run_that_never_stopped(programs):
 
 
 def test_reports_fall_on_the_steps_asked_for(programs):
-    reports, _, losses = run(programs, report_every=2, max_steps=7)
+    reports, _, losses = run(programs, report_every=[2], max_steps=7)
     assert {2, 4, 6, 7} <= {report.step for report in reports} and len(losses) == 7
 
 
@@ -216,7 +216,7 @@ def test_an_update_that_overflows_the_parameters_is_found_and_not_applied(corpus
     reports, programs = [], built(corpus, optimizer="sgd")
     with pytest.raises(NumericalError, match=r"update 2 .* leaves the finite numbers"):
         for report in fit.fit(programs, Hyper(1e10, weight_decay=1e10), lambda e: ORDER, VALID, seed=0, epochs=2,
-                              report_every=between):  # fmt: skip
+                              report_every=[between]):  # fmt: skip
             reports.append((report, digest(programs, report)))
     assert [report.step for report, _ in reports] == [1, 1]
     assert reports[1][0].refused.step == 2 and np.isfinite(reports[1][0].refused[3:5]).all()

@@ -15,14 +15,14 @@ LAYER = {
     **dict.fromkeys(["activations", "initializers", "projection", "cells", "unroll"], NETWORK),
     **dict.fromkeys(["layers", "heads", "outputs", "model"], NETWORK),
     **dict.fromkeys(["fit", "programs", "resuming", "optimizers"], LEARNING),
-    **dict.fromkeys(["population", "insight", "flow", "attribution"], LEARNING),
+    **dict.fromkeys(["population", "insight", "flow", "attribution", "monitor"], LEARNING),
     **dict.fromkeys(["config", "text", "data", "runs", "checkpoints"], WORLD),
     **dict.fromkeys(["loggers", "plots", "baselines", "metrics", "sweeps"], WORLD),
     **dict.fromkeys(["settings", "vocabulary", "devices", "artefact"], WORLD),
     **dict.fromkeys(["steptable", "picture", "page", "behaviour", "document", "results", "reportpage"], WORLD),
     **dict.fromkeys(["train", "evaluate", "predict", "explain", "report", "export", "doctor"], COMMANDS),
     "front_door": "the front door",
-    **dict.fromkeys(["command", "usage", "progress", "outline", "paired"], COMMANDS),
+    **dict.fromkeys(["command", "usage", "progress", "outline", "flowlog", "paired"], COMMANDS),
     **dict.fromkeys(["job", "group", "sweep", "launchers"], COMMANDS),
 }
 BELOW = {

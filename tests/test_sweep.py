@@ -61,12 +61,13 @@ def records(folder):
 
 @pytest.mark.parametrize("launcher", ["basic", "population"])
 def test_a_sweep_over_numbers_compiles_once_and_each_job_is_the_run_alone(tmp_path, compilations, capsys, launcher):
-    varied = ["optimizer.learning_rate=0.001,0.03", "seed=0,1", "dropout_rate=0.1"]
-    code, out, err = call("-m", *TINY, *varied, f"hydra/launcher={launcher}", "hydra.sweep.dir=s", capsys=capsys)
+    same = [*TINY, "dropout_rate=0.1", "flow.every_steps=3"]
+    varied = ["optimizer.learning_rate=0.001,0.03", "seed=0,1"]
+    code, out, err = call("-m", *same, *varied, f"hydra/launcher={launcher}", "hydra.sweep.dir=s", capsys=capsys)
     assert (code, err, out[-1]) == (0, [], "sweep: s")
     assert jobs("s") == [(n, "completed", 0) for n in range(4)]
-    assert [compilations.count(f"jit({name})") for name in ("init", "segment", "answers")] == [1, 1, 1]
-    alone = job.run(config.compose([*TINY, "optimizer.learning_rate=0.03", "seed=1", "dropout_rate=0.1"]), loud=False)
+    assert [compilations.count(f"jit({name})") for name in ("init", "segment", "answers", "readings")] == [1, 1, 1, 1]
+    alone = job.run(config.compose([*same, "optimizer.learning_rate=0.03", "seed=1"]), loud=False)
     member = json.loads(Path("s/3/summary.json").read_text())
     for timed in ("seconds", "compile_seconds", "examples_per_second", "tokens_per_second"):
         del alone[timed], member[timed]
@@ -75,6 +76,12 @@ def test_a_sweep_over_numbers_compiles_once_and_each_job_is_the_run_alone(tmp_pa
     np.testing.assert_equal(runs.load_model(Path("s/3")).arrays, runs.load_model(Path(alone["run"])).arrays)
     there = {path.relative_to(alone["run"]) for path in Path(alone["run"]).rglob("*")}
     assert there == {path.relative_to("s/3") for path in Path("s/3").rglob("*")}
+
+
+def test_jobs_measure_the_flow_of_the_gradient_only_where_it_is_asked_for(capsys):
+    call("-m", *TINY, "seed=0,1", "hydra.sweep.dir=s", capsys=capsys)
+    assert not any("flow" in record for record in records("s/0"))
+    assert "every_steps: null" in Path("s/0/config.yaml").read_text()
 
 
 def test_a_watch_prunes_one_job_and_it_stays_pruned():

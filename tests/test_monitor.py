@@ -1,0 +1,192 @@
+"""The flow of the gradient during training: what it measures, when, and that training does not feel it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from members import CELLS, distance, drawn
+from test_fit import NUMBERS, ORDER, VALID, corpus  # noqa: F401 - a fixture
+
+import jaxrnn
+from jaxrnn import fit, flow, insight, monitor, optimizers, plots, resuming
+from jaxrnn.types import Corpus
+
+V, E, H, B, T = 9, 3, 4, 3, 7
+TOKENS = np.random.default_rng(1).integers(2, V, (B, T)).astype(np.int32)
+TARGET = np.array([0, 1, 1], np.int32)
+
+
+def measured(settings, change=None):
+    """-> model, float64 parameters, the readings of TOKENS."""
+    model = jaxrnn.rnn(**{"vocabulary_size": V, "classes": 2, "input_size": E, "hidden_size": H} | settings)
+    params = drawn(jax.eval_shape(model.init, jax.random.key(0)), 0, jnp.float64)
+    params = params if change is None else change(params)
+    return model, params, jax.jit(monitor.make_readings(model))(params, TOKENS, TARGET)
+
+
+KINDS = [{"cell": name} for name in CELLS] + [
+    {"cell": "gru", "layers": 2, "bidirectional": True, "head": "attention"},
+    {"input": "one_hot", "head": "mean", "output": "sigmoid"},
+]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("settings", KINDS, ids=lambda s: "-".join(map(str, s.values())))
+def test_readings_are_means_over_the_traces_of_the_texts(settings):
+    """Any cell, depth, direction and head: ||dL/ds_t|| by autodiff, one text after another."""
+    model, params, readings = measured(settings)
+    cells = insight.cell_params(model.parts, params)
+    assert [len(ways) for ways in readings] == [len(ways) for ways in cells]
+    traces = [insight.trace(model, params, jnp.asarray(x), jnp.asarray(y)) for x, y in zip(TOKENS, TARGET, strict=True)]
+    for layer, ways in enumerate(readings):
+        for way, reading in enumerate(ways):
+            shares = [trace.shares[layer][way] for trace in traces]
+            if settings.get("cell") != "lstm":  # whose state is more than h
+                expected = np.mean([np.log(share.grad_state) for share in shares], 0)
+                assert distance(reading.log_norm, expected) < 1e-10
+            assert reading.saturation == pytest.approx(np.mean([share.saturation for share in shares]))
+            assert reading.spectral_radius == pytest.approx(flow.spectral_radius(cells[layer][way].W_hh), rel=0.01)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("cell", CELLS)
+def test_where_the_last_state_answers_growth_is_the_growth_of_the_norm(cell):
+    _, _, readings = measured({"cell": cell})
+    (flows,) = monitor.record(readings, 3, 1)["flow"]
+    norms = np.asarray(readings[0][0].log_norm)[::-1]
+    slope, fit_ = flow.log_slope(norms - norms[0])
+    assert flows["log_slope"] == pytest.approx(slope, rel=1e-4)
+    assert flows["fit_error"] == pytest.approx(np.sqrt(np.mean((norms - norms[0] - fit_) ** 2)), rel=1e-4)
+    assert flows["log_norms"] == pytest.approx(norms.tolist(), rel=1e-4)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("head", ["last", "mean", "attention"])
+@pytest.mark.parametrize("scale, verdict", [(0, "vanishing"), (0.5, "vanishing"), (1, "healthy"), (2, "exploding")])
+def test_growth_is_the_recurrences_whatever_the_head_adds(head, scale, verdict):
+    """W_hh = g Q, Q orthogonal, identity: every step multiplies by g, though a mean adds a term at each."""
+
+    def scaled(params):
+        Q = np.linalg.qr(np.random.default_rng(1).normal(size=(H, H)))[0]
+        return params._replace(layers=(params.layers[0]._replace(W_hh=jnp.asarray(scale * Q)),))
+
+    _, _, readings = measured({"activation": "identity", "head": head, "bidirectional": False}, scaled)
+    (flows,) = monitor.record(readings, 0, 0)["flow"]
+    assert flows["verdict"] == verdict and flows["spectral_radius"] == pytest.approx(scale, rel=1e-3)
+    assert flows["log_slope"] == (pytest.approx(np.log(scale), abs=1e-5) if scale else None)
+    json.dumps(flows, allow_nan=False)
+
+
+def test_the_spectral_radius_by_squaring_is_that_of_the_eigenvalues():
+    draw = np.random.default_rng(0)
+    for W_hh in (draw.normal(size=(30, 30)), np.triu(draw.normal(size=(20, 20))), draw.normal(size=(36, 12)) / 9):
+        found = monitor.spectral_radius(jnp.asarray(W_hh, jnp.float32))
+        assert float(found) == pytest.approx(flow.spectral_radius(W_hh), rel=0.01)
+    assert float(monitor.spectral_radius(jnp.zeros((4, 4)))) == 0
+
+
+def test_the_texts_are_the_long_ones_of_training_cut_to_the_shortest(corpus):  # noqa: F811
+    tokens, target = monitor.texts(corpus)  # training lengths 1 2 3 4 5 6 7 7: from place 7 of 8 on
+    assert tokens.tolist() == [corpus.tokens[corpus.offset[5] : corpus.offset[6]].tolist()]
+    assert target.tolist() == [corpus.target[5]]
+    count = np.arange(300, dtype=np.int32)
+    even = Corpus(np.arange(300 * 5), np.arange(301) * 5, count % 2, count[:290], count[290:], count[290:])
+    tokens, _ = monitor.texts(even)
+    assert tokens.shape == (monitor.TEXTS, 5) and tokens.max() < 290 * 5
+    empty = Corpus(np.zeros(1, np.int32), np.zeros(5, np.int32), count[:4], count[:4], count[:0], count[:0])
+    assert monitor.texts(empty) is None
+
+
+def test_the_period():
+    assert [monitor.period(asked, updates=900, epoch=90, early=False) for asked in (None, 0, 7)] == [None, None, 7]
+    assert monitor.period("auto", updates=900, epoch=90, early=False) == 36
+    assert monitor.period("auto", updates=90_000, epoch=90, early=False) == 3600
+    assert monitor.period("auto", updates=90_000, epoch=90, early=True) == 90
+    assert monitor.period("auto", updates=3, epoch=3, early=True) == 1
+
+
+@pytest.fixture(scope="module")
+def programs(corpus):  # noqa: F811
+    """Of one device and of two, which measure; the table of 9 rows is filled up to 10."""
+    model = jaxrnn.rnn(vocabulary_size=9, classes=2, input_size=3, hidden_size=4)
+    return [
+        fit.build(model, optimizers.transformation("adam"), optimizers.cosine, corpus, order=(3, 4), eval_order=(1, 4),
+                  max_length=8, devices=jax.devices("cpu")[:count], texts=monitor.texts(corpus))
+        for count in (1, 2)
+    ]  # fmt: skip
+
+
+def run(programs, every, start=None):
+    """-> the records, the last report, the losses of all updates."""
+    order = np.pad(ORDER, ((0, 0), (0, 1)), constant_values=-1)
+    records, losses = [], []
+    reports = fit.fit(programs, NUMBERS, lambda e: np.roll(order, e, 0), VALID, seed=0, epochs=4, start=start,
+                      report_every=[every] if every else [])  # fmt: skip
+    if every:
+        first = None if start else lambda: programs.init(np.uint32(0), np.float32(1))
+        reports = monitor.watched(reports, programs.readings, every, records.append, first)
+    states = []
+    for report in reports:
+        losses.extend(report.log.loss.tolist())
+        states.append((resuming.kept(programs, report.state), report.position, len(records)))
+    return records, states, losses
+
+
+def test_a_run_that_is_watched_is_the_run_that_is_not_bit_for_bit(programs):
+    for each in programs:
+        _, states, losses = run(each, None)
+        records, watched, watched_losses = run(each, 5)
+        assert losses == watched_losses
+        for one, other in zip(jax.tree.leaves(states[-1][0]), jax.tree.leaves(watched[-1][0]), strict=True):
+            assert one.tobytes() == other.tobytes()
+        assert [(record["step"], record["epoch"]) for record in records] == [(0, 0), (5, 2), (10, 4), (12, 4)]
+
+
+def test_a_run_taken_up_anywhere_has_the_records_of_the_run_that_never_stopped(programs):
+    records, states, _ = run(programs[0], 2)
+    for state, position, told in states[:-1]:
+        more, _, _ = run(programs[0], 2, start=(resuming.placed(programs[0], state), position))
+        assert records[:told] + more == records
+
+
+def test_two_devices_measure_what_one_does(programs):
+    params = [each.init(np.uint32(0), np.float32(1)).params for each in programs]
+    one, two = (jax.device_get(each.readings(p)) for each, p in zip(programs, params, strict=True))
+    assert distance(two, one) < 1e-5
+
+
+def test_an_update_that_was_refused_is_not_measured_twice():
+    class Now:
+        def __init__(self, step):
+            self.step, self.epoch, self.state = step, 1, self
+            self.params = None
+
+    found = []
+    readings = ((monitor.Reading(np.zeros(3), np.zeros(3), 0.0, 1.0),),)
+    list(monitor.watched(map(Now, [2, 2, 3, 4]), lambda params: readings, 2, found.append, None))
+    assert [record["step"] for record in found] == [2, 4]
+
+
+def test_what_is_told_at_the_end_names_keys():
+    healthy = {"layer": 1, "direction": "left to right", "verdict": "healthy", "log_slope": 0.01, "saturation": 0.1,
+               "log_norms": [0.0] * 60}  # fmt: skip
+    network = {"cell": "vanilla", "activation": "tanh", "head": "last", "init_scale": 0.3}
+    assert monitor.told({"flow": [healthy]}, network) == ""
+    faint = healthy | {"layer": 2, "verdict": "vanishing", "log_slope": -0.5}
+    line = monitor.told({"flow": [healthy, faint]}, network)
+    assert "vanishing, x 0.607 a step back over 60 steps (layer 2, left to right)" in line
+    assert "initializer.recurrent=orthogonal init_scale=1, or cell=gru, or head=mean" in line
+    assert "init_scale" not in monitor.told({"flow": [faint]}, network | {"init_scale": 1.0})
+    dead = faint | {"log_slope": None}
+    assert "nothing comes back" in monitor.told({"flow": [dead]}, network)
+
+
+def test_the_picture_takes_what_is_not_finite(tmp_path):
+    one = {"layer": 1, "direction": "left to right", "log_slope": None, "log_norms": [0.0, -1.0, None]}
+    for count in (1, 7):
+        records = [{"step": step, "flow": [one] * count} for step in (0, 4, 8)]
+        path = plots.gradient_flow(records, tmp_path / "flow.png", steps=4, healthy=0.2, title="a title")
+        assert path.stat().st_size > 5000
+    plots.gradient_flow(records[:1], tmp_path / "flow.png", steps=4, healthy=0.2)
