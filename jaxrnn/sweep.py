@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxrnn import command, devices, group, job, launchers, progress, runs
+from jaxrnn import command, devices, group, job, launchers, progress, report, runs
 from jaxrnn.config import Plan
 from jaxrnn.errors import ArtefactError, BusyError
 from jaxrnn.group import Group
@@ -132,7 +132,7 @@ def sweep(plan: Plan) -> int:
         if runner.entries and set(runner.entries) != set(range(len(plan.jobs))):
             raise BusyError(f"{runner.folder} already holds a sweep of other jobs: choose another folder, or give none")
         outcomes = runner.run(list(enumerate(plan.jobs)))
-    print(f"sweep: {runner.folder}", flush=True)
+    print(f"{report.table([str(runner.folder)])}\nsweep: {runner.folder}", flush=True)
     return next((outcome.code for outcome in outcomes if outcome.code), 0)
 
 
