@@ -4,11 +4,11 @@ Only Hydra's `compose` is used, never its launcher: nothing is created on disk, 
 is an exception, not an exit. Hydra is imported late, since --help does without it.
 """
 
-import itertools
+import functools
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -18,15 +18,6 @@ from jaxrnn.errors import ConfigurationError, unknown
 from jaxrnn.settings import Settings
 
 VERSION_BASE = "1.3"
-LAUNCHERS = ("basic", "population")  # of our own, beside Hydra's
-
-
-class Plan(NamedTuple):
-    """What a sweep is to do."""
-
-    directory: str | None  # if one was named
-    launcher: str
-    jobs: list[Settings]
 
 
 def folder() -> Path:
@@ -44,7 +35,7 @@ def members(group: str) -> list[str]:
 
 
 @contextmanager
-def _hydra(config_dir: str | None) -> Iterator[Any]:
+def opened(config_dir: str | None) -> Iterator[Any]:
     """Hydra's config loader over conf/ and, before it, a folder of the user's own."""
     from hydra import initialize_config_dir
     from hydra.core.config_store import ConfigStore
@@ -101,12 +92,41 @@ def tuned(overrides: Sequence[str]) -> list[str]:
     return [line for line in lines if not {key := line.split("=")[0], key.split(".")[0]} & given.keys()]
 
 
-def _settings(loader: Any, overrides: Sequence[str]) -> Settings:
+class Composed(NamedTuple):
+    """What Hydra has made of a command line, not checked yet."""
+
+    config: Any  # DictConfig, hydra's own node included
+    overrides: list[str]
+    default: Callable[[str], Mapping[str, Any]]  # the yaml of a group's chosen member as it stands
+
+
+def composed(loader: Any, given: Sequence[str]) -> Composed:
+    """These overrides over conf/, and what is tuned for their data set."""
+    overrides = [*tuned(given), *given]
+    config = _compose(loader, overrides)
+    choices = config.hydra.runtime.choices
+
+    @functools.cache
+    def default(group: str) -> Mapping[str, Any]:
+        from omegaconf import OmegaConf
+
+        name = choices.get(group)
+        if not isinstance(name, str) or name.startswith("["):
+            raise ConfigurationError(f"{group}={name}: expected one of {', '.join(members(group))}")
+        for source in loader.get_sources():
+            if source.available() and source.is_config(f"{group}/{name}"):
+                return cast(dict, OmegaConf.to_container(source.load_config(f"{group}/{name}").config))
+        raise ConfigurationError(unknown(group, name, loader.get_group_options(group)))
+
+    return Composed(config, overrides, default)
+
+
+def checked(loader: Any, found: Composed) -> Settings:
+    """The settings, or a ConfigurationError for what is not allowed."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [*tuned(overrides), *overrides]
-    config = _compose(loader, overrides)
+    config, overrides, default = found
     hydra, choices = config.hydra, config.hydra.runtime.choices
     if choices["hydra/sweeper"] != "basic":
         raise ConfigurationError(unknown("hydra/sweeper", choices["hydra/sweeper"], ["basic"]))
@@ -117,16 +137,6 @@ def _settings(loader: Any, overrides: Sequence[str]) -> Settings:
     except OmegaConfBaseException as error:
         raise refusal(error, loader, overrides) from error
     tree.setdefault("logger", {})  # logger=[] leaves no node
-
-    def default(group: str) -> Mapping[str, Any]:
-        name = choices.get(group)
-        if not isinstance(name, str) or name.startswith("["):
-            raise ConfigurationError(f"{group}={name}: expected one of {', '.join(members(group))}")
-        for source in loader.get_sources():
-            if source.available() and source.is_config(f"{group}/{name}"):
-                return cast(dict, OmegaConf.to_container(source.load_config(f"{group}/{name}").config))
-        raise ConfigurationError(unknown(group, name, loader.get_group_options(group)))
-
     explicit = any(line.startswith("hydra.run.dir=") for line in hydra.overrides.hydra)
     return schema.build(
         tree,
@@ -143,47 +153,11 @@ def compose(overrides: Sequence[str], *, config_dir: str | None = None) -> Setti
     >>> compose(["cell=gru", "optimizer.learning_rate=0.01"]).optimizer.learning_rate
     0.01
     """
-    with _hydra(config_dir) as loader:
-        settings = _settings(loader, overrides)
+    with opened(config_dir) as loader:
+        settings = checked(loader, composed(loader, overrides))
     if any(line.startswith("hydra/launcher=") for line in overrides):
         raise ConfigurationError("hydra/launcher says who runs the jobs of a sweep: add -m")
     return settings
-
-
-def sweep(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan:
-    """The settings of every job of a sweep, the last key turning fastest.
-
-    All of them are checked before any starts; the refusal has one line for each bad job.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    with _hydra(config_dir) as loader:
-        try:
-            parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
-        except HydraException as error:
-            raise refusal(error, loader, overrides) from error
-        choices, directory, launcher = [], None, "basic"
-        for line, override in zip(overrides, parsed, strict=True):
-            if override.get_key_element() == "hydra.sweep.dir":
-                directory = str(override.value())
-            elif override.get_key_element() == "hydra/launcher":
-                if (launcher := str(override.value())) not in LAUNCHERS:
-                    raise ConfigurationError(unknown("hydra/launcher", launcher, LAUNCHERS))
-            elif override.is_sweep_override():
-                choices.append([f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()])
-            elif override.get_key_element() != "hydra.run.dir":
-                choices.append([line])
-        jobs, refused = [], []
-        for number, job in enumerate(itertools.product(*choices)):
-            try:
-                jobs.append(_settings(loader, job))
-            except ConfigurationError as error:
-                refused.append(f"job {number} ({' '.join(job)}): {error}")
-    if refused:
-        more = [f"and {len(refused) - 10} more jobs"] if len(refused) > 10 else []
-        raise ConfigurationError("\n".join(refused[:10] + more))
-    return Plan(directory, launcher, jobs)
 
 
 def show(arguments: Sequence[str]) -> int:

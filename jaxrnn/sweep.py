@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxrnn import command, devices, group, job, launchers, progress, report, runs
-from jaxrnn.config import Plan
 from jaxrnn.errors import ArtefactError, BusyError
 from jaxrnn.group import Group
 from jaxrnn.job import Halt
 from jaxrnn.launchers import Outcome, Room
+from jaxrnn.planning import Plan
 from jaxrnn.settings import Settings
 
 Watch = Callable[[int, dict[str, Any]], bool]  # takes a job's number and the record of an epoch; True prunes the job

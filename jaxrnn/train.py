@@ -5,7 +5,7 @@ Configuration first, then data, then the run folder: a refusal before that leave
 
 from collections.abc import Sequence
 
-from jaxrnn import command, config, devices, job, outline
+from jaxrnn import command, config, devices, job, outline, planning
 from jaxrnn.errors import ConfigurationError
 from jaxrnn.group import prepare
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     if given.multirun:
         from jaxrnn.sweep import sweep
 
-        return sweep(config.sweep(given.overrides, config_dir=given.config_dir))
+        return sweep(planning.planned(given.overrides, config_dir=given.config_dir))
     settings = config.compose(given.overrides, config_dir=given.config_dir)
     if settings.dry_run:
         devices.set_flags()

@@ -8,7 +8,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 import yaml
 
-from jaxrnn import config, initializers, settings, usage
+from jaxrnn import config, initializers, planning, settings, usage
 from jaxrnn.errors import ConfigurationError
 
 GROUPS = [group for group in settings.GROUPS if group != "dataset"]
@@ -138,7 +138,7 @@ def test_a_folder_of_ones_own_members(tmp_path):
 
 
 def test_a_sweep_is_every_combination_the_last_key_turning_fastest():
-    directory, _, jobs = config.sweep(["cell=vanilla,gru", "seed=range(0,2)", "epochs=3", "hydra.sweep.dir=here"])
+    directory, _, jobs = planning.planned(["cell=vanilla,gru", "seed=range(0,2)", "epochs=3", "hydra.sweep.dir=here"])
     assert directory == "here"
     assert [(job.cell.name, job.seed, job.epochs) for job in jobs] == [
         ("vanilla", 0, 3), ("vanilla", 1, 3), ("gru", 0, 3), ("gru", 1, 3),
@@ -148,7 +148,7 @@ def test_a_sweep_is_every_combination_the_last_key_turning_fastest():
 
 def test_a_sweep_names_all_its_bad_jobs_before_any_starts():
     with pytest.raises(ConfigurationError) as refused:
-        config.sweep(["cell=gru,lstm", "optimizer.learning_rate=0.1,oops"])
+        planning.planned(["cell=gru,lstm", "optimizer.learning_rate=0.1,oops"])
     lines = str(refused.value).splitlines()
     assert [line.split()[:3] for line in lines] == [["job", "1", "(cell=gru"], ["job", "3", "(cell=lstm"]]
 
@@ -186,3 +186,50 @@ def test_every_field_is_a_key_or_a_group():
     own = {"experiment", "overrides", "directory"}
     hints = typing.get_type_hints(settings.Settings)
     assert set(hints) - own == {*settings.KEYS, *settings.GROUPS, "logger", "initializer", "flow", "checkpoint"}
+
+
+LISTS = [
+    ["seed=range(3)", "optimizer.learning_rate=1e-3,0.01,1", "cell=vanilla,gru"],
+    ["dataset=sst2", "dataset.train=sentences,phrases", "hidden_size=32,64"],  # with what is tuned for it
+    ["clip_global_norm=null,1,2.5", "schedule.warmup_steps=0,5", "bidirectional=true,false"],
+    ["experiment=notes", "seed=1,2", "epochs=7", "optimizer.learning_rate=0.1,0.2"],
+    ["seed=1,2", "seed=5"],
+    ["initializer={recurrent:notes,input:zeros,readout:zeros,embedding:zeros}", "seed=3,4"],
+    ["seed=1,2", "epochs=${seed}"],
+    ["logger=[jsonl],[csv]", "patience=2,3"],
+]
+
+
+@pytest.mark.parametrize("line", LISTS, ids=lambda line: line[0])
+def test_a_job_of_a_sweep_is_what_its_own_command_line_composes(line):
+    for job in planning.planned(line).jobs:
+        assert job == config.compose(job.overrides)
+
+
+def test_a_thousand_jobs_are_composed_once_for_each_choice(monkeypatch):
+    lines, compose = [], config.composed
+
+    def counted(loader, given):
+        lines.append(given)
+        return compose(loader, given)
+
+    monkeypatch.setattr(config, "composed", counted)
+    jobs = planning.planned(["cell=vanilla,gru", "optimizer.learning_rate=0.1,0.2", "seed=range(250)"]).jobs
+    assert len({(job.cell.name, job.optimizer.learning_rate, job.seed) for job in jobs}) == 1000
+    assert lines == [["cell=vanilla", *(rest := ["optimizer.learning_rate=0.1", "seed=0"])], ["cell=gru", *rest]]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("seeed=range(1000)", "seed"),
+        ("seed=range(0)", "at least one value"),
+        ("seed=range(3,1)", "at least one value"),
+        ("seed=1,2,-3", "job 2"),
+        ("seed=range(5", "cannot read"),
+    ],
+)
+def test_a_sweep_over_nothing_or_an_unknown_key_is_refused(line, says):
+    with pytest.raises(ConfigurationError) as refused:
+        planning.planned([line])
+    assert says in str(refused.value) and str(refused.value).count("\n") < 12

@@ -20,6 +20,7 @@ LAYER = {
     **dict.fromkeys(["loggers", "plots", "baselines", "metrics", "sweeps"], WORLD),
     **dict.fromkeys(["settings", "vocabulary", "devices", "artefact"], WORLD),
     **dict.fromkeys(["steptable", "picture", "page", "behaviour", "document", "results", "reportpage"], WORLD),
+    "planning": WORLD,
     **dict.fromkeys(["train", "evaluate", "predict", "explain", "report", "export", "doctor"], COMMANDS),
     "front_door": "the front door",
     **dict.fromkeys(["command", "usage", "progress", "outline", "flowlog", "paired"], COMMANDS),

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrnn import command, config, job, runs, sweep, train
+from jaxrnn import command, config, job, planning, runs, sweep, train
 
 TINY = ["hidden_size=8", "input.size=4", "batch_size=16", "epochs=3", "dataset.train_rows=64"]
 TINY += ["dataset.valid_rows=20", "dataset.test_rows=30", "patience=1"]
@@ -85,7 +85,7 @@ def test_jobs_measure_the_flow_of_the_gradient_only_where_it_is_asked_for(capsys
 
 
 def test_a_watch_prunes_one_job_and_it_stays_pruned():
-    _, _, chosen = config.sweep([*TINY, "seed=0,1", "patience=null"])
+    _, _, chosen = planning.planned([*TINY, "seed=0,1", "patience=null"])
     heard = []
 
     def watch(number, record):

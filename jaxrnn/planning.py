@@ -1,0 +1,123 @@
+"""From the command line of a sweep to the settings of every job.
+
+Hydra needs about 0.1 s for one job. Jobs that differ only in numbers that stand in for numbers are composed once: the
+numbers are then set in what was composed, as Hydra sets them, and each job is checked as if it had been composed.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from jaxrnn import config
+from jaxrnn.errors import ConfigurationError, unknown
+from jaxrnn.settings import Settings
+
+LAUNCHERS = ("basic", "population")
+MOST_REFUSALS = 10  # that are said
+
+
+class Plan(NamedTuple):
+    """What a sweep is to do."""
+
+    directory: str | None  # if one was named
+    launcher: str
+    jobs: list[Settings]
+
+
+class Value(NamedTuple):
+    """One word of a job's command line; `number` where its key is given a plain number, else None."""
+
+    line: str
+    key: str = ""
+    number: int | float | None = None
+
+
+def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan:
+    """The settings of every job, the last key turning fastest.
+
+    All of them are checked before any starts; the refusal has one line for each bad job.
+    """
+    directory, launcher = None, "basic"
+    with config.opened(config_dir) as loader:
+        choices = []
+        for line, override in zip(overrides, parsed(loader, overrides), strict=True):
+            key = override.get_key_element()
+            if key == "hydra.sweep.dir":
+                directory = str(override.value())
+            elif key == "hydra/launcher":
+                if (launcher := str(override.value())) not in LAUNCHERS:
+                    raise ConfigurationError(unknown("hydra/launcher", launcher, LAUNCHERS))
+            elif override.is_sweep_override():
+                choices.append(list(values(loader, override)))
+                if not choices[-1]:
+                    raise ConfigurationError(f"{line}: expected at least one value to sweep over, found none")
+            elif key != "hydra.run.dir":
+                choices.append([Value(line)])
+        jobs, refused = [], []
+        for number, found in enumerate(settings(loader, itertools.product(*choices))):
+            if isinstance(found, Settings):
+                jobs.append(found)
+            else:
+                refused.append(f"job {number} ({' '.join(found[0])}): {found[1]}")
+    if refused:
+        more = [f"and {len(refused) - MOST_REFUSALS} more jobs"] if len(refused) > MOST_REFUSALS else []
+        raise ConfigurationError("\n".join(refused[:MOST_REFUSALS] + more))
+    return Plan(directory, launcher, jobs)
+
+
+def parsed(loader: Any, overrides: Sequence[str]) -> list[Any]:
+    """Hydra's Override of each line."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    except HydraException as error:
+        raise config.refusal(error, loader, overrides) from error
+
+
+def values(loader: Any, override: Any) -> Iterator[Value]:
+    """The words that a swept word stands for."""
+    from hydra.core.override_parser.types import Transformer
+
+    key = override.get_key_element()
+    plain = not key.startswith(("+", "~")) and "@" not in key and not loader.get_group_options(key)
+    for value in override.sweep_iterator():
+        line = f"{key}={Transformer.str(value)}"
+        yield Value(line, key, value if plain and type(value) in (int, float) else None)
+
+
+def settings(loader: Any, jobs: Iterable[tuple[Value, ...]]) -> Iterator[Settings | tuple[list[str], Exception]]:
+    """The settings of each job in turn; for one that is refused its words, and why."""
+    from omegaconf import OmegaConf
+
+    known: dict[tuple[str, ...], config.Composed | ConfigurationError] = {}
+    for job in jobs:
+        lines = [value.line for value in job]
+        numbers = numbers_of(job)
+        same = tuple(value.line for value in job if value.key not in numbers)
+        try:
+            if same not in known:
+                try:
+                    known[same] = config.composed(loader, lines)
+                except ConfigurationError as error:  # of a word that the others have too
+                    known[same] = error
+            found = known[same]
+            if isinstance(found, ConfigurationError):
+                raise found
+            for key, number in numbers.items():
+                OmegaConf.update(found.config, key, number)
+            ours = dict(zip(found.overrides[-len(lines) :], lines, strict=True))
+            made = config.checked(loader, found)
+            yield dataclasses.replace(made, overrides=tuple(ours.get(line, line) for line in made.overrides))
+        except ConfigurationError as error:
+            yield lines, error
+
+
+def numbers_of(job: Sequence[Value]) -> dict[str, int | float]:
+    """The numbers of a job that stand alone: no other word of it says anything about their keys."""
+    if any("{" in value.line for value in job):  # a part of the tree, or an interpolation
+        return {}
+    keys = [value.key or value.line.partition("=")[0].lstrip("+~") for value in job]
+    return {value.key: value.number for value in job if value.number is not None and keys.count(value.key) == 1}
