@@ -23,7 +23,7 @@ EVAL_ROWS = 128  # rows of a batch that is only measured
 NUMBERS = {"learning_rate", "weight_decay", "warmup_steps", "final_fraction"}  # of optimizer and schedule
 OUTSIDE = {"init_scale", "seed", "clip_global_norm", "clip_value", "dropout_rate", "word_dropout_rate"}
 OUTSIDE |= {"epochs", "max_steps", "patience", "on_nonfinite", "nonfinite_limit", "log_every_steps", "logger"}
-OUTSIDE |= {"checkpoint", "resume", "resume_step", "resume_allow", "experiment", "dry_run"}
+OUTSIDE |= {"checkpoint", "resume", "resume_step", "resume_allow", "experiment", "dry_run", "flow"}
 ROWS = ("dataset", "tokenizer", "max_length")  # the keys that decide the tokens
 
 
@@ -32,6 +32,7 @@ def key(settings: Settings) -> str:
     tree = {name: value for name, value in plain(settings).items() if name not in OUTSIDE}
     for name in ("optimizer", "schedule"):
         tree[name] = {k: v for k, v in tree[name].items() if k not in NUMBERS}
+    tree["flow"] = bool(settings.flow["every_steps"])  # measured or not; how often is decided outside
     return json.dumps(tree, sort_keys=True)
 
 
