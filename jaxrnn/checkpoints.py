@@ -25,6 +25,7 @@ import numpy as np
 from jaxrnn.errors import ArtefactError, StorageError
 
 LARGEST_JSON = 64 << 20  # bytes of a JSON file that is worth parsing
+LARGEST_HEADER = 1 << 20  # bytes of a safetensors header, about 100 an array: ours have some dozens
 STEP = re.compile(r"step_(0|[1-9]\d{0,17})")
 NEEDED, OPTIONAL = {"state.safetensors", "position.json"}, {"best.safetensors"}
 
@@ -162,10 +163,17 @@ def arrays(content: bytes, path: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
+    size = int.from_bytes(content[:8], "little")
+    if size > LARGEST_HEADER:
+        raise ArtefactError(f"{path} is not a safetensors file: its header would be {size:,} bytes")
     try:
-        return load(content)
-    except (SafetensorError, ValueError, KeyError) as error:
+        named = load(content)
+        once = len(json.loads(content[8 : 8 + size], object_pairs_hook=list)) == len(named)
+    except (SafetensorError, ValueError, KeyError, RecursionError) as error:
         raise ArtefactError(f"{path} is not a safetensors file: {error}") from None
+    if not once:
+        raise ArtefactError(f"{path} is not a safetensors file of ours: a name stands twice, or is no array's")
+    return named
 
 
 def packed(named: Mapping[str, np.ndarray]) -> bytes:

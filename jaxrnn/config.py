@@ -18,6 +18,7 @@ from jaxrnn.errors import ConfigurationError, unknown
 from jaxrnn.settings import Settings
 
 VERSION_BASE = "1.3"
+LARGEST_YAML = 1 << 16  # bytes of a member of the user's own
 
 
 def folder() -> Path:
@@ -34,6 +35,20 @@ def members(group: str) -> list[str]:
     return sorted(path.stem for path in (folder() / group).glob("*.yaml"))
 
 
+def _check_yaml(folder: Path) -> None:
+    """Refuses aliases, which OmegaConf expands without end, and files too large to look for them."""
+    import yaml
+
+    for group in ("", *schema.GROUPS, "logger", "experiment"):
+        for path in (folder / group).glob("*.yaml"):
+            try:
+                small = path.stat().st_size <= LARGEST_YAML
+                if not small or any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(path.read_bytes())):
+                    raise ConfigurationError(f"{path}: expected yaml without aliases, at most {LARGEST_YAML:,} bytes")
+            except (OSError, yaml.YAMLError) as error:
+                raise ConfigurationError(f"{path}: {str(error).partition(chr(10))[0]}") from None
+
+
 @contextmanager
 def opened(config_dir: str | None) -> Iterator[Any]:
     """Hydra's config loader over conf/ and, before it, a folder of the user's own."""
@@ -48,6 +63,7 @@ def opened(config_dir: str | None) -> Iterator[Any]:
     if config_dir is not None:
         if not os.path.isdir(config_dir):
             raise ConfigurationError(f"--config-dir {config_dir!r}: no such folder")
+        _check_yaml(Path(config_dir))
         own.append(f"file://{os.path.abspath(config_dir)}")
 
         class Own(SearchPathPlugin):

@@ -58,7 +58,7 @@ def run(
                 return taken.finished | {"run": str(folder)}
             finished = False
             progress.room(folder, group)
-            runs.write(folder / "config.yaml", config.to_yaml(settings))
+            runs.write(folder / "config.yaml", runs.sealed(config.to_yaml(settings)))
             learn(settings, group, folder, summary, loud, mark=mark, taken=taken, watch=watch, halt=halt)
         except BaseException as error:
             refusal = command.typed(error)

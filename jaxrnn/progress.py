@@ -69,6 +69,7 @@ def holds_run(folder: Path, settings: Settings) -> bool:
         return False
     if settings.resume == "never":
         raise BusyError(f"{folder} already holds a run and resume=never: choose another folder, or resume=auto")
+    runs.check_config(folder)
     return True
 
 

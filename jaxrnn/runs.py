@@ -9,6 +9,7 @@ Nothing here runs what it reads: JSON and safetensors only, sizes and sha256 com
 """
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -25,6 +26,8 @@ from jaxrnn.checkpoints import arrays, commit, packed, parsed, read_json, storin
 from jaxrnn.errors import ArtefactError, BusyError, StorageError
 
 ROOT = Path("runs")
+SEAL = "# sha256 of what stands above: "
+LARGEST_CONFIG = 1 << 20  # bytes
 MODEL_FILES = ("model.json", "params.safetensors", "vocabulary.json")
 
 
@@ -119,6 +122,25 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def sealed(text: str) -> str:
+    """The text and, as its last line, its sha256: config.yaml is for people, and only compared by programs."""
+    return f"{text}{SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def check_config(run: Path) -> None:
+    """ArtefactError where config.yaml, if there is one, is not the file that was recorded. It is never parsed."""
+    path = run / "config.yaml"
+    try:
+        content = path.read_bytes() if path.stat().st_size <= LARGEST_CONFIG else b""
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ArtefactError(f"{path}: {error.strerror}") from None
+    text, _, seal = content.rpartition(SEAL.encode())
+    if seal != f"{hashlib.sha256(text).hexdigest()}\n".encode():
+        raise ArtefactError(f"{path} is not the file that was recorded: bring that one back, or take it away")
+
+
 class Saved(NamedTuple):
     """What a model/ folder holds."""
 
@@ -144,6 +166,7 @@ def load_model(run: Path) -> Saved:
     folder = run / "model"
     if not folder.is_dir():
         raise ArtefactError(f"{run} holds no model/: expected a run folder that jaxrnn.train has written")
+    check_config(run)
     _, content = verified(folder)
     if sorted(content) != sorted(MODEL_FILES):
         raise ArtefactError(f"{folder / 'manifest.json'}: expected the files {', '.join(MODEL_FILES)}")

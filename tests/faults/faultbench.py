@@ -130,3 +130,21 @@ def verifies(run):
 def summary(run):
     path = run / "summary.json"
     return json.loads(path.read_text()) if path.exists() else None
+
+
+PEAK = """
+import json, re, sys
+{}
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())
+print(json.dumps([found, int(peak[1]) << 10]))
+"""
+
+
+def bounded(code, *arguments, limit):
+    """`found`, which the code sets in a process of its own that takes less than `limit` bytes of memory."""
+    command = [sys.executable, "-c", PEAK.format(code), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(tempfile.gettempdir()))
+    assert done.returncode == 0, done.stderr
+    found, peak = json.loads(done.stdout.splitlines()[-1])
+    assert peak < limit, f"{peak:,} bytes"
+    return found

@@ -114,14 +114,3 @@ def test_a_refusal_comes_before_anything_is_made(basis, tmp_path, monkeypatch, c
     assert REFUSED[line][1] in err and not list(tmp_path.iterdir())
     if "oops" in line:
         assert "job 1" in err and "job 3" in err
-
-
-@pytest.mark.fault("G2")
-@pytest.mark.whole
-def test_a_config_from_a_stranger_is_never_read(basis, cache, copy, tmp_path):
-    with (copy / "config.yaml").open("a") as file:
-        file.write(f"evil: {{_target_: os.system, command: touch {tmp_path}/CANARY}}\n")
-    code, *_ = bench.train([*basis, f"hydra.run.dir={copy}"], cache)
-    assert code == 0 and not (tmp_path / "CANARY").exists()
-    assert "_target_" not in (copy / "config.yaml").read_text()
-    assert json.loads((copy / "summary.json").read_text())["status"] == "completed"
