@@ -35,7 +35,7 @@ class Loaded(NamedTuple):
 
 
 def network(settings: Settings, vocabulary_size: int, classes: int) -> dict[str, Any]:
-    """The arguments of `jaxrnn.rnn`."""
+    """The arguments of `jaxrnn.rnn`, for any machine: without the kernel, which has to be compiled where it runs."""
     return {
         "vocabulary_size": vocabulary_size,
         "classes": classes,
@@ -48,7 +48,7 @@ def network(settings: Settings, vocabulary_size: int, classes: int) -> dict[str,
         "bidirectional": settings.bidirectional,
         "head": settings.head.name,
         "output": settings.output.name,
-        "unroll": settings.unroll.name,
+        "unroll": "bptt" if settings.unroll.name == "kernel" else settings.unroll.name,
         "initializer": dict(settings.initializer),
     }
 

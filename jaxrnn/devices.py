@@ -60,19 +60,24 @@ def open_cache(say: Callable[[str], None]) -> Path | None:
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
     try:
-        folder = cache_folder()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        held = folder.lstat()
-        if not stat.S_ISDIR(held.st_mode) or held.st_uid != os.getuid():
-            raise PermissionError(f"{folder} is not a folder of this user")
-        if stat.S_IMODE(held.st_mode) != 0o700:
-            folder.chmod(0o700)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(f"{folder} is not writable")
+        folder = private(cache_folder())
     except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
         say(f"compile cache: off ({error})")
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    return folder
+
+
+def private(folder: Path) -> Path:
+    """The folder, made if need be, that only this user can write. OSError where there can be none."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    held = folder.lstat()
+    if not stat.S_ISDIR(held.st_mode) or held.st_uid != os.getuid():
+        raise PermissionError(f"{folder} is not a folder of this user")
+    if stat.S_IMODE(held.st_mode) != 0o700:
+        folder.chmod(0o700)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} is not writable")
     return folder
 
 

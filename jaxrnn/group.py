@@ -5,6 +5,7 @@ long a run lasts is decided outside of them: runs that differ in nothing else ar
 """
 
 import hashlib
+import inspect
 import json
 import math
 from collections.abc import Callable
@@ -47,6 +48,7 @@ class Group:
 
     encoded: text.Encoded
     network: dict[str, Any]
+    unroll: str  # that trains: network["unroll"], or kernel
     model: Any
     optimizer: Any
     factor: Any
@@ -121,8 +123,17 @@ def prepare(settings: Settings, say: Callable[[str], None], encoded: text.Encode
         tokenizer = artefact.tokenizer(settings.tokenizer.name, settings.tokenizer.settings)
         encoded = text.encode(rows, tokenizer, max_length=settings.max_length)
     network = artefact.network(settings, len(encoded.vocabulary), len(encoded.labels))
+    why_not = without_kernel(settings)
     work = artefact.work(network) * settings.batch_size * float(encoded.corpus.length[encoded.corpus.train].mean())
+    work *= why_not is not None  # the kernel divides the rows itself
     chosen = devices.choose(settings.device.name, settings.device.count, work=work, rows=settings.batch_size)
+    if why_not is None and chosen[0].platform != "cpu":
+        why_not = "it is for the CPU"
+    if why_not and settings.unroll.name == "kernel":
+        raise ConfigurationError(f"unroll=kernel: {why_not}; use unroll=bptt")
+    if why_not and settings.unroll.settings.get("kernel") == "auto" and chosen[0].platform == "cpu":
+        say(f"unroll=bptt without its kernel in C: {why_not}")
+    unroll = network["unroll"] if why_not else "kernel"
     if settings.batch_size % len(chosen):
         raise ConfigurationError(
             f"batch_size={settings.batch_size}: expected a multiple of the {len(chosen)} devices (device.count)"
@@ -134,5 +145,27 @@ def prepare(settings: Settings, say: Callable[[str], None], encoded: text.Encode
     fixed = {k: v for k, v in settings.optimizer.settings.items() if k not in ("learning_rate", "weight_decay")}
     optimizer = optimizers.transformation(settings.optimizer.name, **fixed)
     factor = optimizers.schedule(settings.schedule.name)
-    model, measured = jaxrnn.rnn(**network), bool(settings.flow["every_steps"])
-    return Group(encoded, network, model, optimizer, factor, chosen, settings.batch_size, cache, measured)
+    model = jaxrnn.rnn(**network | {"unroll": unroll})
+    measured = bool(settings.flow["every_steps"])
+    return Group(encoded, network, unroll, model, optimizer, factor, chosen, settings.batch_size, cache, measured)
+
+
+def without_kernel(settings: Settings) -> str | None:
+    """Why the kernel is not used, None where it is ready; compiles it if need be."""
+    from jaxrnn import activations, foreign, model
+    from jaxrnn.unroll.kernel import unfit
+
+    if settings.unroll.name != "kernel" and settings.unroll.settings.get("kernel") != "auto":
+        return "not asked for"
+    if settings.device.name not in ("auto", "cpu"):
+        return "it is for the CPU"
+    make = model.member("cells", settings.cell.name)
+    takes = inspect.signature(make).parameters
+    given = {"activation": activations.named(settings.activation.name)} if "activation" in takes else {}
+    if why := unfit(make(1, 1, **given)):
+        return f"it {why}"
+    try:
+        foreign.load()
+    except ConfigurationError as error:
+        return str(error)
+    return None

@@ -25,7 +25,7 @@ from jaxrnn.settings import Settings, plain
 
 FREE = {"dataset", "device", "logger", "log_every_steps", "experiment", "checkpoint", "on_nonfinite", "nonfinite_limit"}
 FREE |= {"resume", "resume_step", "resume_allow", "dry_run", "flow"}  # of the dataset the rows are compared, as "data"
-SAID = {"jax", "jaxlib", "device"}
+SAID = {"jax", "jaxlib", "device", "loops"}
 RESTARTS = {"data", "batch_size"}  # with another one, a place in the middle of an epoch means nothing
 TOLD = ("best_epoch", "valid")  # of the summary: what stands before the run has ended
 LOGS = ("metrics.jsonl", "metrics.csv")
@@ -46,6 +46,8 @@ def fingerprint(settings: Settings, group: Group) -> dict[str, Any]:
     for key, value in plain(settings).items():
         if key not in FREE:
             flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    flat.pop("unroll.kernel", None)  # what became of it is "loops"
+    flat["loops"] = group.unroll
     versions = {name: devices.version(name) for name in ("jax", "jaxlib")}
     flat |= {"data": group.digest, **versions, "device": devices.described(group.devices)}
     return json.loads(json.dumps(flat))

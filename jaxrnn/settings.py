@@ -115,6 +115,7 @@ RANGES: dict[str, dict[str, Allowed]] = {
         **dict.fromkeys(("b1", "b2", "decay", "momentum"), _DECAY),
     },
     "schedule": {"warmup_steps": whole(0), "final_fraction": number(0, 1)},
+    "unroll": {"kernel": one_of("auto", "never")},
     "device": {"count": or_null(whole(1))},
     "tokenizer": {"size": or_null(whole(1)), "min_count": whole(1), "unicode": one_of("none", "NFC", "NFKC")},
     "dataset": {
@@ -180,7 +181,7 @@ class Settings:
     activation: Member = _group("the cell's activation")
     head: Member = _group("which states answer")
     output: Member = _group("softmax: one logit per class; sigmoid: one logit, two classes")
-    unroll: Member = _group("how time is run; bptt: hand-derived backward pass, scan: the reference")
+    unroll: Member = _group("how time is run; bptt: backward pass by hand, kernel: the same in C, scan: the reference")
     optimizer: Member = _group("the update rule (optax)")
     schedule: Member = _group("the learning rate over time")
     device: Member = _group("where it computes")

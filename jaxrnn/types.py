@@ -58,6 +58,7 @@ class Cell(NamedTuple):
     output: Callable  # state -> y [H]
     output_size: int
     split: "Split | None" = None
+    activation: Any = None  # activations.Activation, for an unroll that computes the cell by name
 
 
 class Split(NamedTuple):

@@ -18,7 +18,7 @@ LAYER = {
     **dict.fromkeys(["population", "insight", "flow", "attribution", "monitor"], LEARNING),
     **dict.fromkeys(["config", "text", "data", "runs", "checkpoints"], WORLD),
     **dict.fromkeys(["loggers", "plots", "baselines", "metrics", "sweeps"], WORLD),
-    **dict.fromkeys(["settings", "vocabulary", "devices", "artefact"], WORLD),
+    **dict.fromkeys(["settings", "vocabulary", "devices", "artefact", "foreign"], WORLD),
     **dict.fromkeys(["steptable", "picture", "page", "behaviour", "document", "results", "reportpage"], WORLD),
     "planning": WORLD,
     **dict.fromkeys(["train", "evaluate", "predict", "explain", "report", "export", "doctor"], COMMANDS),

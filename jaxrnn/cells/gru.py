@@ -91,4 +91,4 @@ def gru(
         return Params(dW_xh, dW_hh, a[:, : 3 * H].sum(0), a_q.sum(0)), dx
 
     return Cell("gru", init, start, step, lambda h: h, H,
-                Split(before_loop, advance, lambda kept: kept.h, pullback, after_loop))  # fmt: skip
+                Split(before_loop, advance, lambda kept: kept.h, pullback, after_loop), activation)  # fmt: skip

@@ -96,4 +96,4 @@ def lstm(
         return Params(dW_xh, a.T @ before.h, a.sum(0)), dx
 
     return Cell("lstm", init, start, step, lambda state: state.h, H,
-                Split(before_loop, advance, lambda kept: kept.state, pullback, after_loop))  # fmt: skip
+                Split(before_loop, advance, lambda kept: kept.state, pullback, after_loop), activation)  # fmt: skip

@@ -68,4 +68,4 @@ def vanilla(
         return Params(dW_xh, a.T @ h_before, a.sum(0)), dx
 
     return Cell("vanilla", init, start, step, lambda h: h, hidden_size,
-                Split(before_loop, advance, lambda h: h, pullback, after_loop))  # fmt: skip
+                Split(before_loop, advance, lambda h: h, pullback, after_loop), activation)  # fmt: skip

@@ -1,0 +1,87 @@
+"""The C code of unroll=kernel, compiled for this machine when it is first asked for and kept beside the XLA programs.
+
+Compiled here and not in a wheel: so it uses every instruction this processor has, and a machine without a C compiler
+still runs everything else.
+"""
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from jaxrnn import devices
+from jaxrnn.errors import ConfigurationError
+
+SOURCE = Path(__file__).resolve().parent / "unroll" / "recurrence.c"
+FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared")
+COMPILERS = ("cc", "gcc", "clang")  # after $CC
+
+
+@functools.cache
+def load(*flags: str) -> None:
+    """Compile the kernel, unless that has been done, and hand it to jax; ConfigurationError says why it cannot be.
+
+    `flags` go to the compiler last: -DDOUBLE makes code for float64, -mno-avx512f for vectors of 8 floats.
+    """
+    names = filter(None, (os.environ.get("CC"), *COMPILERS))
+    compiler = next(filter(None, map(shutil.which, names)), None)
+    if compiler is None:
+        raise ConfigurationError(f"no C compiler: expected $CC or one of {', '.join(COMPILERS)} on the path")
+    spec = importlib.util.find_spec("jaxlib")
+    headers = Path(next(iter(spec.submodule_search_locations or [""]))) / "include" if spec else Path()
+    native = "-mcpu=native" if platform.machine() == "arm64" else "-march=native"
+    command = [compiler, *FLAGS, native, *flags, f"-I{headers}"]
+    dtype = "float64" if "-DDOUBLE" in flags else "float32"
+    mark = _mark([*command, devices.version("jaxlib") or "", _processor()])
+    try:
+        folder = devices.private(devices.cache_folder().parent / "native")
+        library = folder / f"recurrence_{mark}.so"
+        if not library.exists():
+            _compile(command, library)
+        _register(mark, dtype, library)
+    except (OSError, RuntimeError):  # no folder that is this user's alone, or a library that does not open: not kept
+        with tempfile.TemporaryDirectory() as place:
+            library = Path(place) / "recurrence.so"
+            _compile(command, library)
+            _register(mark, dtype, library)
+
+
+def _compile(command: list[str], library: Path) -> None:
+    """Write aside, then rename: another process may be at the same."""
+    aside = library.with_name(f"{library.name}.{secrets.token_hex(4)}")
+    made = subprocess.run([*command, str(SOURCE), "-o", str(aside)], capture_output=True, text=True, check=False)
+    if made.returncode:
+        aside.unlink(missing_ok=True)
+        first = next((line for line in made.stderr.splitlines() if "error" in line), f"exit code {made.returncode}")
+        raise ConfigurationError(f"{command[0]} cannot compile {SOURCE.name}: {first.strip()}")
+    aside.rename(library)
+
+
+def _register(mark: str, dtype: str, library: Path) -> None:
+    from jaxrnn.unroll.kernel import register
+
+    held = ctypes.CDLL(str(library))
+    register(mark, dtype, held.jaxrnn_forward, held.jaxrnn_backward)
+
+
+def _mark(parts: list[str]) -> str:
+    found = hashlib.sha256(SOURCE.read_bytes())
+    found.update("\0".join(parts).encode())
+    return found.hexdigest()[:16]
+
+
+def _processor() -> str:
+    """What decides the instructions of -march=native: a cache may be shared by machines."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            lines = [line for line in file if line.startswith(("model name", "flags", "Features"))]
+            return "".join(sorted(set(lines)))
+    except OSError:
+        return f"{platform.machine()} {platform.processor()} {platform.node()}"

@@ -1,0 +1,659 @@
+/* The recurrent layers of jaxrnn as two calls of XLA's foreign function interface: all steps forward, all steps back.
+
+   forward    Z_t = W_xh x_t + b (+ W_hh h_{t-1}),  h_t = cell(Z_t, h_{t-1})
+   backward   a_t = dL/dZ_t,  dL/dh_{t-1} = W_hh^T a_t + ...,  dW += a_t [x_t, h_{t-1}]^T,  dx_t = W_xh^T a_t
+
+   The rows of a batch are sorted by length and dealt to parts; a part runs through time on one core without meeting the
+   others, and at step t computes only the rows that are longer than t: the work is that of the tokens that exist.
+   Widths are multiples of the vector (the caller pads). Sums over parts are taken in a fixed order: the same number of
+   threads gives the same bits. */
+
+#include <math.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "xla/ffi/api/c_api.h"
+
+#ifdef DOUBLE /* for tests, which ask for nine digits */
+typedef double real;
+typedef int64_t whole;
+#else
+typedef float real;
+typedef int32_t whole;
+#endif
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+#define VW ((int)(BYTES / sizeof(real))) /* numbers of a vector */
+#define MR 8 /* rows of a register tile */
+#if BYTES == 64
+#define NR 3 /* vectors of a register tile: 24 of 32 registers hold sums */
+#else
+#define NR 1
+#endif
+#define CHUNK 128 /* rows of the products over several steps: their operands stay in the second cache */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef real vec __attribute__((vector_size(sizeof(real) * VW), aligned(sizeof(real)), may_alias));
+typedef whole ivec __attribute__((vector_size(sizeof(real) * VW), aligned(sizeof(real)), may_alias));
+
+/* ---- products ------------------------------------------------------------------------------------------------- */
+
+enum { SET, ADD }; /* what becomes of the numbers that were there */
+
+/* c[i][0:n*VW] (+)= sum_k a[i][k] b[k][0:n*VW] for m rows; b is packed, k after k */
+INLINE void tile(const int m, const int n, int K, const real *const *a, const real *b, real *const *c, int col,
+                 int mode, const real *bias) {
+  vec sum[MR][NR];
+  const real *at[MR];
+#pragma GCC unroll 8
+  for (int i = 0; i < m; i++) {
+    at[i] = a[i];
+#pragma GCC unroll 3
+    for (int j = 0; j < n; j++)
+      sum[i][j] = mode == ADD ? *(const vec *)(c[i] + col + j * VW)
+                              : bias ? *(const vec *)(bias + col + j * VW) : (vec){0};
+  }
+  for (int k = 0; k < K; k++) {
+    vec w[NR];
+#pragma GCC unroll 3
+    for (int j = 0; j < n; j++) w[j] = *(const vec *)(b + (size_t)k * n * VW + j * VW);
+#pragma GCC unroll 8
+    for (int i = 0; i < m; i++) {
+      real x = at[i][k];
+#pragma GCC unroll 3
+      for (int j = 0; j < n; j++) sum[i][j] += w[j] * x;
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < m; i++)
+#pragma GCC unroll 3
+    for (int j = 0; j < n; j++) *(vec *)(c[i] + col + j * VW) = sum[i][j];
+}
+
+#define ROWS_OF_TILE(n) \
+  switch (M - i < MR ? M - i : MR) { \
+    case 1: tile(1, n, K, a + i, b, c + i, col, mode, bias); break; \
+    case 2: tile(2, n, K, a + i, b, c + i, col, mode, bias); break; \
+    case 3: tile(3, n, K, a + i, b, c + i, col, mode, bias); break; \
+    case 4: tile(4, n, K, a + i, b, c + i, col, mode, bias); break; \
+    case 5: tile(5, n, K, a + i, b, c + i, col, mode, bias); break; \
+    case 6: tile(6, n, K, a + i, b, c + i, col, mode, bias); break; \
+    case 7: tile(7, n, K, a + i, b, c + i, col, mode, bias); break; \
+    default: tile(8, n, K, a + i, b, c + i, col, mode, bias); \
+  }
+
+static __attribute__((noinline)) void tiles3(int M, int K, const real *const *a, const real *b, real *const *c,
+                                             int col, int mode, const real *bias) {
+  for (int i = 0; i < M; i += MR) ROWS_OF_TILE(NR)
+}
+#if NR > 1
+static __attribute__((noinline)) void tiles2(int M, int K, const real *const *a, const real *b, real *const *c,
+                                             int col, int mode, const real *bias) {
+  for (int i = 0; i < M; i += MR) ROWS_OF_TILE(2)
+}
+static __attribute__((noinline)) void tiles1(int M, int K, const real *const *a, const real *b, real *const *c,
+                                             int col, int mode, const real *bias) {
+  for (int i = 0; i < M; i += MR) ROWS_OF_TILE(1)
+}
+#endif
+
+/* c[M][N] (+)= a[M][K] b, rows by their addresses, b packed by `pack`; bias [N] or NULL where nothing is there yet */
+static void product(int M, int N, int K, const real *const *a, const real *b, real *const *c, int mode,
+                    const real *bias) {
+  for (int col = 0; col < N; col += NR * VW, b += (size_t)K * NR * VW) {
+    int n = (N - col) / VW;
+    if (n >= NR) tiles3(M, K, a, b, c, col, mode, bias);
+#if NR > 1
+    else if (n == 2) tiles2(M, K, a, b, c, col, mode, bias);
+    else tiles1(M, K, a, b, c, col, mode, bias);
+#endif
+  }
+}
+
+/* b[K][N] = w[k * k_step + j * j_step], in panels of NR vectors */
+static void pack(int K, int N, const real *w, int64_t k_step, int64_t j_step, real *b) {
+  for (int col = 0; col < N; col += NR * VW) {
+    int width = N - col < NR * VW ? N - col : NR * VW;
+    for (int k = 0; k < K; k++, b += width)
+      for (int j = 0; j < width; j++) b[j] = w[k * k_step + (col + j) * j_step];
+  }
+}
+
+/* c[i][col:] += sum_k a[k * lda + i] b[k][col:]: m rows of a weight's gradient */
+INLINE void outer_tile(const int n, int K, const real *a, int lda, const real *const *b, real *c, int ldc, int col) {
+  vec sum[MR][NR];
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 3
+    for (int j = 0; j < n; j++) sum[i][j] = *(vec *)(c + (size_t)i * ldc + col + j * VW);
+  for (int k = 0; k < K; k++) {
+    vec w[NR];
+    const real *row = b[k] + col, *x = a + (size_t)k * lda;
+#pragma GCC unroll 3
+    for (int j = 0; j < n; j++) w[j] = *(const vec *)(row + j * VW);
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++)
+#pragma GCC unroll 3
+      for (int j = 0; j < n; j++) sum[i][j] += w[j] * x[i];
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 3
+    for (int j = 0; j < n; j++) *(vec *)(c + (size_t)i * ldc + col + j * VW) = sum[i][j];
+}
+
+/* c[M][N] += a^T b: a [K][lda] from its first column on, b by rows; M is a multiple of MR */
+static void outer(int M, int N, int K, const real *a, int lda, const real *const *b, real *c) {
+  for (int col = 0; col < N; col += NR * VW) {
+    int n = (N - col) / VW;
+    for (int i = 0; i < M; i += MR) {
+      real *at = c + (size_t)i * N;
+      if (n >= NR) outer_tile(NR, K, a + i, lda, b, at, N, col);
+#if NR > 1
+      else if (n == 2) outer_tile(2, K, a + i, lda, b, at, N, col);
+      else outer_tile(1, K, a + i, lda, b, at, N, col);
+#endif
+    }
+  }
+}
+
+/* ---- activations ---------------------------------------------------------------------------------------------- */
+
+enum { TANH, RELU, SIGMOID, SOFTSIGN, IDENTITY, LEAKY_RELU, HARD_TANH };
+
+INLINE vec where(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+INLINE vec all(real x) { return (vec){0} + x; }
+INLINE vec bounded(vec x, real low, real high) { /* NaN stays NaN */
+  x = where(x < all(low), all(low), x);
+  return where(x > all(high), all(high), x);
+}
+
+#ifdef DOUBLE
+INLINE vec tanh_of(vec x) {
+  for (int i = 0; i < VW; i++) x[i] = tanh(x[i]);
+  return x;
+}
+#else
+/* x P(x^2) / Q(x^2), fitted for this file to the least largest relative error on [-8.5, 8.5]: 3.5e-7 in float32 */
+INLINE vec tanh_of(vec x) {
+  x = bounded(x, -8.5f, 8.5f);
+  vec y = x * x;
+  vec p = (((1.427013e-08f * y + 2.1251728e-05f) * y + 0.00353406975f) * y + 0.134132832f) * y + 1.0f;
+  vec q = (((8.14550219e-07f * y + 0.000334893382f) * y + 0.0260229148f) * y + 0.467466056f) * y + 1.0f;
+  return bounded(x * p / q, -1.0f, 1.0f);
+}
+#endif
+INLINE vec sigmoid_of(vec x) { return 0.5f + 0.5f * tanh_of(0.5f * x); }
+INLINE vec size_of(vec x) { return where(x < all(0), -x, x); }
+
+INLINE vec activate(const int f, vec x) {
+  switch (f) {
+    case TANH: return tanh_of(x);
+    case RELU: return where(x < all(0), all(0), x);
+    case SIGMOID: return sigmoid_of(x);
+    case SOFTSIGN: return x / (1.0f + size_of(x));
+    case LEAKY_RELU: return where(x > all(0), x, (real)0.01 * x);
+    case HARD_TANH: return bounded(x, -1.0f, 1.0f);
+    default: return x;
+  }
+}
+/* f'(u) written from h = f(u) */
+INLINE vec slope(const int f, vec h) {
+  switch (f) {
+    case TANH: return 1.0f - h * h;
+    case RELU: return where(h > all(0), all(1), all(0));
+    case SIGMOID: return h * (1.0f - h);
+    case SOFTSIGN: return (1.0f - size_of(h)) * (1.0f - size_of(h));
+    case LEAKY_RELU: return where(h > all(0), all(1), all((real)0.01));
+    case HARD_TANH: return where(size_of(h) < all(1), all(1), all(0));
+    default: return all(1);
+  }
+}
+
+/* ---- cells: one row of one step ------------------------------------------------------------------------------- */
+
+enum { VANILLA, GRU, LSTM };
+
+static const int GATES[] = {1, 3, 4};    /* widths in units of H: of Z, */
+static const int KEPT[] = {0, 4, 5};     /* of what a step keeps beside h: r z n q; i f g o c */
+static const int ADJOINTS[] = {1, 4, 4}; /* of a: GRU r z n q */
+
+#define AT(p) (*(vec *)(p))
+#define GET(p) (*(const vec *)(p))
+#define EACH(H) for (int j = 0; j < (H); j += VW)
+
+INLINE void forward_row(const int cell, const int f, int H, const real *z, const real *u, const real *before, real *c,
+                        real *h, real *kept) {
+  if (cell == VANILLA) EACH(H) AT(h + j) = activate(f, GET(z + j));
+  if (cell == GRU) EACH(H) {
+      vec r = sigmoid_of(GET(z + j)), gate = sigmoid_of(GET(z + H + j)), q = GET(u + j);
+      vec n = activate(f, GET(z + 2 * H + j) + r * q);
+      AT(h + j) = n + gate * (GET(before + j) - n);
+      AT(kept + j) = r, AT(kept + H + j) = gate, AT(kept + 2 * H + j) = n, AT(kept + 3 * H + j) = q;
+    }
+  if (cell == LSTM) EACH(H) {
+      vec i = sigmoid_of(GET(z + j)), forget = sigmoid_of(GET(z + H + j)), g = activate(f, GET(z + 2 * H + j));
+      vec o = sigmoid_of(GET(z + 3 * H + j)), now = forget * GET(c + j) + i * g;
+      AT(c + j) = now, AT(h + j) = o * activate(f, now);
+      AT(kept + j) = i, AT(kept + H + j) = forget, AT(kept + 2 * H + j) = g, AT(kept + 3 * H + j) = o;
+      AT(kept + 4 * H + j) = now;
+    }
+}
+
+/* g = dL/dh_t becomes what reaches h_{t-1} directly; a = dL/dZ_t */
+INLINE void backward_row(const int cell, const int f, int H, const real *h, const real *kept, const real *before,
+                         const real *c_before, real *g, real *gc, real *a) {
+  if (cell == VANILLA) EACH(H) AT(a + j) = slope(f, GET(h + j)) * GET(g + j);
+  if (cell == GRU) EACH(H) {
+      vec r = GET(kept + j), z = GET(kept + H + j), n = GET(kept + 2 * H + j), q = GET(kept + 3 * H + j), gh = GET(g + j);
+      vec a_n = gh * (1.0f - z) * slope(f, n), a_q = a_n * r;
+      AT(a + j) = a_q * q * (1.0f - r), AT(a + H + j) = gh * (GET(before + j) - n) * z * (1.0f - z);
+      AT(a + 2 * H + j) = a_n, AT(a + 3 * H + j) = a_q, AT(g + j) = gh * z;
+    }
+  if (cell == LSTM) EACH(H) {
+      vec i = GET(kept + j), forget = GET(kept + H + j), gate = GET(kept + 2 * H + j), o = GET(kept + 3 * H + j);
+      vec s = activate(f, GET(kept + 4 * H + j)), gh = GET(g + j), g_c = GET(gc + j) + gh * o * slope(f, s);
+      AT(a + j) = g_c * gate * i * (1.0f - i);
+      AT(a + H + j) = g_c * GET(c_before + j) * forget * (1.0f - forget);
+      AT(a + 2 * H + j) = g_c * i * slope(f, gate), AT(a + 3 * H + j) = gh * s * o * (1.0f - o);
+      AT(gc + j) = g_c * forget;
+    }
+}
+
+#define BY_ACTIVATION(row, cell, ...) \
+  switch (f) { \
+    case TANH: row(cell, TANH, __VA_ARGS__); break; \
+    case RELU: row(cell, RELU, __VA_ARGS__); break; \
+    case SIGMOID: row(cell, SIGMOID, __VA_ARGS__); break; \
+    case SOFTSIGN: row(cell, SOFTSIGN, __VA_ARGS__); break; \
+    case LEAKY_RELU: row(cell, LEAKY_RELU, __VA_ARGS__); break; \
+    case HARD_TANH: row(cell, HARD_TANH, __VA_ARGS__); break; \
+    default: row(cell, IDENTITY, __VA_ARGS__); \
+  }
+#define BY_CELL(row, ...) \
+  switch (cell) { \
+    case VANILLA: BY_ACTIVATION(row, VANILLA, __VA_ARGS__) break; \
+    case GRU: BY_ACTIVATION(row, GRU, __VA_ARGS__) break; \
+    default: BY_ACTIVATION(row, LSTM, __VA_ARGS__) \
+  }
+
+static __attribute__((noinline)) void forward_cell(int cell, int f, int H, const real *z, const real *u,
+                                                   const real *before, real *c, real *h, real *kept) {
+  BY_CELL(forward_row, H, z, u, before, c, h, kept)
+}
+static __attribute__((noinline)) void backward_cell(int cell, int f, int H, const real *h, const real *kept,
+                                                    const real *before, const real *c_before, real *g, real *gc,
+                                                    real *a) {
+  BY_CELL(backward_row, H, h, kept, before, c_before, g, gc, a)
+}
+
+/* ---- work shared by threads ----------------------------------------------------------------------------------- */
+
+typedef struct {
+  atomic_int next, done, users;
+  int count;
+  void (*task)(void *, int);
+  void *given;
+} Shared;
+
+/* Tasks are claimed, never assigned: a helper that starts late finds nothing left, and nobody waits for it. */
+static void help(void *pointer) {
+  Shared *s = pointer;
+  for (int i; (i = atomic_fetch_add(&s->next, 1)) < s->count;) {
+    s->task(s->given, i);
+    atomic_fetch_add(&s->done, 1);
+  }
+  if (atomic_fetch_sub(&s->users, 1) == 1) free(s);
+}
+
+/* An error that only says there are no threads to help: the caller does the work. */
+static void forget(const XLA_FFI_CallFrame *call, XLA_FFI_Error *error) {
+  XLA_FFI_Error_Destroy_Args args = {.struct_size = XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, .error = error};
+  call->api->XLA_FFI_Error_Destroy(&args);
+}
+
+static void in_parallel(const XLA_FFI_CallFrame *call, int threads, int count, void (*task)(void *, int), void *given) {
+  int helpers = (threads < count ? threads : count) - 1;
+  Shared *s = helpers > 0 ? malloc(sizeof *s) : NULL;
+  if (!s) {
+    for (int i = 0; i < count; i++) task(given, i);
+    return;
+  }
+  *s = (Shared){.count = count, .task = task, .given = given};
+  atomic_store(&s->users, helpers + 2);
+  for (int i = 0; i < helpers; i++) {
+    XLA_FFI_ThreadPool_Schedule_Args order = {.struct_size = XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE,
+                                              .ctx = call->ctx, .task = help, .data = s};
+    XLA_FFI_Error *refused = call->api->XLA_FFI_ThreadPool_Schedule(&order);
+    if (refused) {
+      atomic_fetch_sub(&s->users, 1);
+      forget(call, refused);
+    }
+  }
+  help(s);
+  for (int turn = 0; atomic_load(&s->done) < count; turn++)
+    if (turn > 2000) sched_yield();
+  if (atomic_fetch_sub(&s->users, 1) == 1) free(s);
+}
+
+static int threads_of(const XLA_FFI_CallFrame *call) {
+  int64_t count = 1;
+  XLA_FFI_ThreadPool_NumThreads_Args asked = {.struct_size = XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE,
+                                              .ctx = call->ctx, .num_threads = &count};
+  XLA_FFI_Error *refused = call->api->XLA_FFI_ThreadPool_NumThreads(&asked);
+  if (refused) forget(call, refused);
+  return refused || count < 1 ? 1 : (int)count;
+}
+
+/* ---- one call ------------------------------------------------------------------------------------------------- */
+
+typedef struct {
+  const XLA_FFI_CallFrame *call;
+  int cell, f, reverse, T, B, D, H, parts, G, R, A; /* D = 0: x holds W_xh x + b */
+  const real *x, *W_xh, *W_hh, *b, *b_q;
+  const int32_t *length;
+  const real *ys, *kept, *g_state, *g_cell, *g_ys; /* backward; g_ys may be NULL */
+  real *y, *keep, *state, *c_state;                /* forward */
+  real *dx, *dW_xh, *dW_hh, *db, *db_q;            /* backward */
+  real *packed_x, *packed_h, *packed_q, *zeros, *sums; /* room that all parts read; sums: one set per part */
+  size_t sum_size;
+  int32_t *order; /* rows, longest first */
+} Call;
+
+static int longer(const Call *s, int row, int t) { return s->length[row] > t; }
+
+/* The rows of one part, longest first, and how many of them are alive at each step. */
+typedef struct {
+  int n, T;
+  int32_t *row, *alive;
+} Part;
+
+typedef struct {
+  char *at;
+} Room;
+
+static void *take(Room *room, size_t bytes) {
+  void *found = room->at;
+  room->at += (bytes + 63) / 64 * 64;
+  return found;
+}
+
+static Part part_of(const Call *s, int p, Room *room) {
+  Part part = {0};
+  part.row = take(room, sizeof(int32_t) * (s->B / s->parts + 1));
+  for (int i = p; i < s->B; i += s->parts) part.row[part.n++] = s->order[i];
+  int longest = part.n ? s->length[part.row[0]] : 0;
+  part.T = longest < s->T ? longest : s->T;
+  part.alive = take(room, sizeof(int32_t) * (part.T + 1));
+  for (int t = 0, n = part.n; t <= part.T; t++) {
+    while (n && !longer(s, part.row[n - 1], t)) n--;
+    part.alive[t] = n;
+  }
+  return part;
+}
+
+/* the step read before t, and how many rows have one */
+static int before_of(const Call *s, int t) { return s->reverse ? t + 1 : t - 1; }
+static int with_before(const Call *s, const Part *part, int t) {
+  return s->reverse ? part->alive[t + 1] : t ? part->alive[t] : 0;
+}
+static size_t index_of(const Call *s, int t, int row) { return (size_t)t * s->B + row; }
+
+/* steps [first, *end) of a part's order of visits: about CHUNK rows; -> rows */
+static int chunk(const Part *part, int first, int *end, int backwards) {
+  int rows = 0, step = first;
+  do rows += part->alive[backwards ? part->T - 1 - step : step];
+  while (++step < part->T && rows + part->alive[backwards ? part->T - 1 - step : step] <= CHUNK);
+  *end = step;
+  return rows;
+}
+
+static size_t room_of_part(const Call *s) {
+  size_t rows = s->B / s->parts + 1, most = CHUNK + rows, pointer = sizeof(real *) * most;
+  size_t width = s->G > s->A ? s->G : s->A;
+  size_t bytes = sizeof(int32_t) * (rows + s->T + 1) + sizeof(real) * (most * width + 4 * rows * s->H) + 8 * pointer;
+  return (bytes + 4096) / 64 * 64;
+}
+
+static char *rooms(const Call *s) { return (char *)(s->sums + s->sum_size * s->parts); }
+
+static void forward_part(void *given, int p) {
+  Call *s = given;
+  const int H = s->H, G = s->G, cell = s->cell, f = s->f;
+  Room room = {rooms(s) + room_of_part(s) * p};
+  Part part = part_of(s, p, &room);
+  int most = CHUNK + part.n;
+  real *Z = take(&room, sizeof(real) * most * G), *u = take(&room, sizeof(real) * part.n * H);
+  real *c = take(&room, sizeof(real) * part.n * H);
+  const real **a = take(&room, sizeof *a * most);
+  real **z = take(&room, sizeof *z * most), **q = take(&room, sizeof *q * part.n);
+  for (int i = 0; i < most; i++) z[i] = Z + (size_t)i * G;
+  for (int i = 0; i < part.n; i++) q[i] = u + (size_t)i * H;
+  memset(c, 0, sizeof(real) * part.n * H);
+  for (int first = 0, end; first < part.T; first = end) {
+    int rows = chunk(&part, first, &end, s->reverse), m = 0;
+    for (int step = first; step < end; step++) {
+      int t = s->reverse ? part.T - 1 - step : step;
+      for (int i = 0; i < part.alive[t]; i++) a[m++] = s->x + index_of(s, t, part.row[i]) * (s->D ? s->D : G);
+    }
+    if (s->D) product(rows, G, s->D, a, s->packed_x, z, SET, s->b);
+    else
+      for (int i = 0; i < rows; i++) memcpy(z[i], a[i], sizeof(real) * G);
+    m = 0;
+    for (int step = first; step < end; step++) {
+      int t = s->reverse ? part.T - 1 - step : step, n = part.alive[t], old = with_before(s, &part, t);
+      for (int i = 0; i < old; i++) a[i] = s->y + index_of(s, before_of(s, t), part.row[i]) * H;
+      for (int i = old; i < n; i++) a[i] = s->zeros;
+      product(old, cell == GRU ? 2 * H : G, H, a, s->packed_h, z + m, ADD, NULL);
+      if (cell == GRU) product(n, H, H, a, s->packed_q, q, SET, s->b_q);
+      for (int i = 0; i < n; i++) {
+        size_t at = index_of(s, t, part.row[i]);
+        forward_cell(cell, f, H, z[m + i], q[i], a[i], c + (size_t)i * H, s->y + at * H, s->keep + at * s->R);
+      }
+      m += n;
+    }
+  }
+  for (int i = 0; i < part.n; i++) {
+    int row = part.row[i], length = s->length[row] < s->T ? s->length[row] : s->T;
+    const real *last = length > 0 ? s->y + index_of(s, s->reverse ? 0 : length - 1, row) * H : s->zeros;
+    memcpy(s->state + (size_t)row * H, last, sizeof(real) * H);
+    if (cell == LSTM) memcpy(s->c_state + (size_t)row * H, c + (size_t)i * H, sizeof(real) * H);
+    for (int t = length > 0 ? length : 0; t < s->T; t++)
+      memset(s->y + index_of(s, t, row) * H, 0, sizeof(real) * H);
+  }
+}
+
+/* the sums of one part: dW_xh [G, D], dW_hh [G, H], db [G], db_q [H] */
+static void backward_part(void *given, int p) {
+  Call *s = given;
+  const int H = s->H, G = s->G, A = s->A, D = s->D, cell = s->cell, f = s->f, wide = D ? D : G;
+  Room room = {rooms(s) + room_of_part(s) * p};
+  Part part = part_of(s, p, &room);
+  int most = CHUNK + part.n;
+  real *adjoint = take(&room, sizeof(real) * most * A);
+  real *g = take(&room, sizeof(real) * part.n * H), *gc = take(&room, sizeof(real) * part.n * H);
+  const real **a = take(&room, sizeof *a * most), **x = take(&room, sizeof *x * most);
+  const real **h = take(&room, sizeof *h * most), **shifted = take(&room, sizeof *shifted * most);
+  real **dx = take(&room, sizeof *dx * most), **back = take(&room, sizeof *back * part.n);
+  real *dW_xh = s->sums + s->sum_size * p, *dW_hh = dW_xh + (size_t)G * D, *db = dW_hh + (size_t)G * H, *db_q = db + G;
+  memset(dW_xh, 0, sizeof(real) * s->sum_size);
+  for (int i = 0; i < most; i++) a[i] = adjoint + (size_t)i * A;
+  for (int i = 0; i < part.n; i++) {
+    back[i] = g + (size_t)i * H;
+    memcpy(back[i], s->g_state + (size_t)part.row[i] * H, sizeof(real) * H);
+    if (cell == LSTM) memcpy(gc + (size_t)i * H, s->g_cell + (size_t)part.row[i] * H, sizeof(real) * H);
+  }
+  for (int first = 0, end; first < part.T; first = end) {
+    int rows = chunk(&part, first, &end, !s->reverse), m = 0;
+    for (int step = first; step < end; step++) {
+      int t = s->reverse ? step : part.T - 1 - step, n = part.alive[t], old = with_before(s, &part, t);
+      for (int i = 0; i < n; i++) {
+        size_t at = index_of(s, t, part.row[i]), then = index_of(s, before_of(s, t), part.row[i]);
+        x[m + i] = s->x + at * wide, dx[m + i] = s->dx + at * wide;
+        h[m + i] = i < old ? s->ys + then * H : s->zeros;
+        const real *c_before = cell == LSTM && i < old ? s->kept + then * s->R + 4 * H : s->zeros;
+        if (s->g_ys) EACH(H) AT(back[i] + j) += GET(s->g_ys + at * H + j);
+        backward_cell(cell, f, H, s->ys + at * H, s->kept + at * s->R, h[m + i], c_before, back[i], gc + (size_t)i * H,
+                      (real *)a[m + i]);
+      }
+      if (cell == GRU) {
+        for (int i = 0; i < old; i++) shifted[i] = a[m + i] + 3 * H;
+        product(old, H, 2 * H, a + m, s->packed_h, back, ADD, NULL);
+        product(old, H, H, shifted, s->packed_q, back, ADD, NULL);
+      } else
+        product(old, H, G, a + m, s->packed_h, back, SET, NULL);
+      m += n;
+    }
+    if (D) {
+      product(rows, D, G, a, s->packed_x, dx, SET, NULL);
+      outer(G, D, rows, adjoint, A, x, dW_xh);
+      for (int i = 0; i < rows; i++) EACH(G) AT(db + j) += GET(a[i] + j);
+    } else
+      for (int i = 0; i < rows; i++) memcpy(dx[i], a[i], sizeof(real) * G);
+    outer(cell == GRU ? 2 * H : G, H, rows, adjoint, A, h, dW_hh);
+    if (cell == GRU) {
+      outer(H, H, rows, adjoint + 3 * H, A, h, dW_hh + (size_t)2 * H * H);
+      for (int i = 0; i < rows; i++) EACH(H) AT(db_q + j) += GET(a[i] + 3 * H + j);
+    }
+  }
+  for (int i = 0; i < part.n; i++) {
+    int length = s->length[part.row[i]];
+    for (int t = length > 0 ? length : 0; t < s->T; t++)
+      memset(s->dx + index_of(s, t, part.row[i]) * wide, 0, sizeof(real) * wide);
+  }
+}
+
+/* rows, longest first; equal ones as they came; count: room for T + 2 */
+static void sort(Call *s, int32_t *count) {
+  memset(count, 0, sizeof *count * (s->T + 2));
+  for (int row = 0; row < s->B; row++) {
+    int n = s->length[row];
+    count[s->T - (n < 0 ? 0 : n > s->T ? s->T : n) + 1]++;
+  }
+  for (int i = 1; i <= s->T + 1; i++) count[i] += count[i - 1];
+  for (int row = 0; row < s->B; row++) {
+    int n = s->length[row];
+    s->order[count[s->T - (n < 0 ? 0 : n > s->T ? s->T : n)]++] = row;
+  }
+}
+
+static _Atomic(void *) spare; /* the room of the last call: asking the system for new pages would cost more than a step */
+typedef struct {
+  size_t bytes;
+} Header;
+
+static char *room_for(size_t bytes) {
+  Header *held = atomic_exchange(&spare, NULL);
+  if (held && held->bytes >= bytes) return (char *)held + 64;
+  free(held);
+  held = aligned_alloc(64, (bytes + 127) / 64 * 64);
+  if (!held) return NULL;
+  held->bytes = bytes;
+  return (char *)held + 64;
+}
+static void give_back(char *room) { free(atomic_exchange(&spare, (void *)(room - 64))); }
+
+static XLA_FFI_Error *failed(const XLA_FFI_CallFrame *call, const char *why, XLA_FFI_Error_Code code) {
+  XLA_FFI_Error_Create_Args made = {.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE, .message = why, .errc = code};
+  return call->api->XLA_FFI_Error_Create(&made);
+}
+
+static void *argument(const XLA_FFI_CallFrame *call, int i) { return ((XLA_FFI_Buffer *)call->args.args[i])->data; }
+static void *result(const XLA_FFI_CallFrame *call, int i) { return ((XLA_FFI_Buffer *)call->rets.rets[i])->data; }
+static int64_t size(const XLA_FFI_CallFrame *call, int i, int axis) {
+  return ((XLA_FFI_Buffer *)call->args.args[i])->dims[axis];
+}
+
+/* arguments of both: settings [4] int32 (cell, activation, reverse, has g_ys), x [T, B, D or G], length [B], W_xh [G, D],
+   W_hh [G, H], b [G], b_q [H] */
+static int opened(Call *s, const XLA_FFI_CallFrame *call, int backwards) {
+  const int32_t *settings = argument(call, 0);
+  *s = (Call){.call = call, .cell = settings[0], .f = settings[1], .reverse = settings[2]};
+  s->x = argument(call, 1), s->length = argument(call, 2), s->W_xh = argument(call, 3), s->W_hh = argument(call, 4);
+  s->b = argument(call, 5), s->b_q = argument(call, 6);
+  s->T = size(call, 1, 0), s->B = size(call, 1, 1), s->D = size(call, 3, 1), s->H = size(call, 4, 1);
+  s->G = GATES[s->cell] * s->H, s->R = KEPT[s->cell] * s->H, s->A = ADJOINTS[s->cell] * s->H;
+  int threads = threads_of(call), most = s->B / 8 > 1 ? s->B / 8 : 1;
+  double work = 2.0 * s->B * s->T * s->G * (s->D + s->H);
+  s->parts = work < 4e6 || threads == 1 ? 1 : threads < most ? threads : most;
+  s->sum_size = backwards ? (size_t)s->G * (s->D + s->H) + s->G + s->H : 0;
+  size_t x_size = (size_t)s->D * s->G, h_size = (size_t)s->H * s->G, widest = s->G > s->D ? s->G : s->D;
+  size_t numbers = x_size + h_size + widest + s->sum_size * s->parts;
+  char *at = room_for(sizeof(real) * numbers + sizeof(int32_t) * (s->B + s->T + 2) + 512 + room_of_part(s) * s->parts);
+  if (!at) return 0;
+  Room room = {at};
+  s->order = take(&room, sizeof(int32_t) * s->B);
+  int32_t *count = take(&room, sizeof(int32_t) * (s->T + 2));
+  s->zeros = take(&room, sizeof(real) * widest);
+  s->packed_x = take(&room, sizeof(real) * x_size);
+  s->packed_h = take(&room, sizeof(real) * h_size);
+  s->sums = (real *)room.at;
+  memset(s->zeros, 0, sizeof(real) * widest);
+  sort(s, count);
+  int H = s->H, D = s->D, rz = s->cell == GRU ? 2 * H : s->G;
+  s->packed_q = s->packed_h + (size_t)rz * H;
+  if (backwards) { /* a W */
+    if (D) pack(s->G, D, s->W_xh, D, 1, s->packed_x);
+    pack(rz, H, s->W_hh, H, 1, s->packed_h);
+    if (s->cell == GRU) pack(H, H, s->W_hh + (size_t)rz * H, H, 1, s->packed_q);
+  } else { /* x W^T */
+    if (D) pack(D, s->G, s->W_xh, 1, D, s->packed_x);
+    pack(H, rz, s->W_hh, 1, H, s->packed_h);
+    if (s->cell == GRU) pack(H, H, s->W_hh + (size_t)rz * H, 1, H, s->packed_q);
+  }
+  return 1;
+}
+
+static XLA_FFI_Error *described(XLA_FFI_CallFrame *call) {
+  for (XLA_FFI_Extension_Base *e = call->extension_start; e; e = e->next)
+    if (e->type == XLA_FFI_Extension_Metadata) {
+      XLA_FFI_Metadata *about = ((XLA_FFI_Metadata_Extension *)e)->metadata;
+      about->api_version.major_version = XLA_FFI_API_MAJOR;
+      about->api_version.minor_version = XLA_FFI_API_MINOR;
+    }
+  return NULL;
+}
+#define ASKED_WHAT_IT_IS(call) \
+  ((call)->extension_start && (call)->extension_start->type == XLA_FFI_Extension_Metadata)
+
+/* -> ys [T, B, H], state [B, H], kept [T, B, R], cell state [B, H] (LSTM) */
+XLA_FFI_Error *jaxrnn_forward(XLA_FFI_CallFrame *call) {
+  if (ASKED_WHAT_IT_IS(call)) return described(call);
+  Call s;
+  if (!opened(&s, call, 0)) return failed(call, "out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
+  s.y = result(call, 0), s.state = result(call, 1), s.keep = result(call, 2), s.c_state = result(call, 3);
+  in_parallel(call, s.parts, s.parts, forward_part, &s);
+  give_back((char *)s.order);
+  return NULL;
+}
+
+/* more arguments: ys, kept, g_state [B, H], g_cell [B, H], g_ys [T, B, H]
+   -> dx as x, dW_xh, dW_hh, db [G], db_q [H] */
+XLA_FFI_Error *jaxrnn_backward(XLA_FFI_CallFrame *call) {
+  if (ASKED_WHAT_IT_IS(call)) return described(call);
+  Call s;
+  if (!opened(&s, call, 1)) return failed(call, "out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
+  s.ys = argument(call, 7), s.kept = argument(call, 8), s.g_state = argument(call, 9), s.g_cell = argument(call, 10);
+  s.g_ys = ((const int32_t *)argument(call, 0))[3] ? argument(call, 11) : NULL;
+  s.dx = result(call, 0), s.dW_xh = result(call, 1), s.dW_hh = result(call, 2), s.db = result(call, 3);
+  s.db_q = result(call, 4);
+  in_parallel(call, s.parts, s.parts, backward_part, &s);
+  size_t sizes[] = {(size_t)s.G * s.D, (size_t)s.G * s.H, s.G, s.H}, from = 0;
+  real *into[] = {s.dW_xh, s.dW_hh, s.db, s.db_q};
+  for (int k = 0; k < 4; from += sizes[k++])
+    for (size_t j = 0; j < sizes[k]; j += VW) {
+      vec sum = GET(s.sums + from + j);
+      for (int p = 1; p < s.parts; p++) sum += GET(s.sums + s.sum_size * p + from + j);
+      AT(into[k] + j) = sum;
+    }
+  give_back((char *)s.order);
+  return NULL;
+}

@@ -1,0 +1,185 @@
+"""What is the kernel's own: every size, activation and width of vector; how its C code is compiled and kept."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from members import CELLS, ROOT, distance, drawn, member, no_kernel
+
+from jaxrnn import activations, config, devices, foreign, group
+from jaxrnn.errors import ConfigurationError
+from jaxrnn.unroll import kernel as module
+
+pytestmark = pytest.mark.skipif(no_kernel() is not None, reason=str(no_kernel()))
+
+# T, B, D, H: one of each; no multiples of a vector; one row; enough work for several parts, of unequal rows
+SIZES = [(1, 1, 1, 1), (9, 5, 17, 20), (40, 1, 16, 64), (23, 61, 48, 50)]
+
+
+def answers(cell, unroll, sizes, dtype, reverse=False):
+    """state, ys and gradients for drawn parameters, texts of all lengths and a drawn gradient of every answer."""
+    T, B, D, _ = sizes
+    params = drawn(jax.eval_shape(cell.init, jax.random.key(0)), 1, dtype, 0.2)
+    state = jax.tree.map(lambda leaf: jnp.zeros((B, *leaf.shape)), jax.eval_shape(cell.start, params))
+    xs, dstate, dys = drawn((jnp.zeros((T, B, D)), state, jnp.zeros((T, B, cell.output_size))), 2, dtype, 1.0)
+    length = jnp.asarray(np.random.default_rng(3).integers(0, T + 1, B), jnp.int32)
+
+    @jax.jit
+    def run(params, xs):
+        answer, back = jax.vjp(lambda p, x: unroll(cell, p, x, length, reverse=reverse), params, xs)
+        return answer, back((dstate, dys))
+
+    return run(params, xs)
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("cell_name", CELLS)
+@pytest.mark.usefixtures("x64")
+def test_any_size_is_bptt(cell_name, sizes):
+    cell = member("cells", cell_name)(*sizes[2:])
+    fast = answers(cell, member("unroll", "kernel"), sizes, jnp.float64, reverse=sizes[0] == 9)
+    assert distance(fast, answers(cell, member("unroll", "bptt"), sizes, jnp.float64, reverse=sizes[0] == 9)) < 1e-10
+
+
+@pytest.mark.parametrize("name", module.ACTIVATIONS)
+@pytest.mark.parametrize("cell_name", CELLS)
+def test_every_activation_is_bptts(cell_name, name):
+    cell = member("cells", cell_name)(8, 16, activation=activations.named(name))
+    sizes = (6, 9, 8, 16)
+    fast = answers(cell, member("unroll", "kernel"), sizes, jnp.float32)
+    assert distance(fast, answers(cell, member("unroll", "bptt"), sizes, jnp.float32)) < 1e-5
+
+
+def test_tanh_is_within_four_units_of_the_last_place():
+    cell = member("cells", "vanilla")(16, 16)
+    params = cell.init(jax.random.key(0))._replace(W_xh=jnp.eye(16))
+    x = np.concatenate([np.linspace(-20, 20, 20_001), np.logspace(-30, 1, 4_000), [0.0, np.inf, -np.inf]])
+    x = x[: len(x) // 16 * 16].astype(np.float32)
+    _, ys = member("unroll", "kernel")(cell, params, jnp.asarray(x.reshape(1, -1, 16)))
+    expected = np.tanh(x.astype(np.float64))
+    assert np.abs(np.asarray(ys).ravel() / np.where(expected, expected, 1) - (expected != 0)).max() < 4 * 2**-23
+
+
+def test_a_number_that_is_not_finite_is_not_hidden():
+    cell = member("cells", "vanilla")(16, 16)
+    xs = jnp.zeros((3, 2, 16)).at[1, 0, 0].set(jnp.nan)
+    state, _ = member("unroll", "kernel")(cell, cell.init(jax.random.key(0)), xs)
+    assert np.isnan(state[0]).all() and np.isfinite(state[1]).all()
+
+
+WIDTHS = """
+import sys
+sys.path.insert(0, "tests")
+import jax, members, test_kernel
+from jaxrnn import foreign
+jax.config.update("jax_enable_x64", True)
+foreign.load("-DDOUBLE", *sys.argv[1:])
+from jaxrnn.unroll import bptt
+from jaxrnn.unroll.kernel import kernel
+for name in members.CELLS:
+    cell = members.member("cells", name)(17, 20)
+    one, two = (test_kernel.answers(cell, unroll, (9, 61, 17, 20), jax.numpy.float64) for unroll in (kernel, bptt))
+    assert members.distance(one, two) < 1e-10, name
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="these flags are x86's")
+@pytest.mark.parametrize("flags", [["-mno-avx512f"], ["-mno-avx512f", "-mno-avx2", "-mno-avx"]], ids=["8", "4"])
+def test_narrower_vectors_give_the_same(flags):
+    subprocess.run([sys.executable, "-c", WIDTHS, *flags], cwd=ROOT, check=True, timeout=300)
+
+
+def test_the_same_bits_every_time():
+    cell = member("cells", "gru")(48, 64)
+    runs = [answers(cell, member("unroll", "kernel"), (23, 61, 48, 64), jnp.float32) for _ in range(5)]
+    assert all(distance(run, runs[0]) == 0.0 for run in runs)
+
+
+# --- how the code comes to run
+
+
+@pytest.fixture
+def alone(tmp_path, monkeypatch):
+    """A cache folder of its own; what has been loaded stays loaded after the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "_targets", dict(module._targets))
+    return tmp_path
+
+
+def loaded(*flags):
+    foreign.load.__wrapped__(*flags)
+
+
+def test_compiled_once_in_a_private_folder(alone):
+    loaded()
+    (library,) = (alone / "cache" / "jaxrnn" / "native").iterdir()
+    assert stat.S_IMODE(library.parent.stat().st_mode) == 0o700
+    before = library.stat().st_mtime_ns
+    loaded()
+    assert [path.stat().st_mtime_ns for path in library.parent.iterdir()] == [before]
+    loaded("-DDOUBLE")
+    assert len(list(library.parent.iterdir())) == 2
+
+
+def test_a_damaged_library_is_compiled_again(alone):
+    loaded()
+    (library,) = (alone / "cache" / "jaxrnn" / "native").iterdir()
+    library.unlink()  # and not written over: this process has it open
+    library.write_bytes(b"not a library")
+    loaded()
+    assert module._targets["forward", "float32"]
+
+
+def test_without_a_compiler_the_reason_is_said_and_bptt_trains(alone, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(alone))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(foreign, "load", foreign.load.__wrapped__)
+    said = []
+    small = ["dataset.train_rows=64", "dataset.valid_rows=20", "dataset.test_rows=30", "hidden_size=8"]
+    assert group.prepare(config.compose(small), said.append).unroll == "bptt"
+    assert any("no C compiler" in line for line in said)
+    with pytest.raises(ConfigurationError, match="no C compiler"):
+        group.prepare(config.compose([*small, "unroll=kernel"]), said.append)
+
+
+def test_a_compiler_that_fails_is_quoted(alone, monkeypatch):
+    broken = alone / "cc"
+    broken.write_text("#!/bin/sh\necho 'x.c:1: error: no such thing' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    with pytest.raises(ConfigurationError, match="error: no such thing"):
+        loaded()
+    assert not list((alone / "cache" / "jaxrnn" / "native").iterdir())
+
+
+def test_what_it_cannot_compute_is_refused_with_what_can():
+    xs = jnp.zeros((2, 3, 4))
+    softplus = member("cells", "vanilla")(4, 5, activation=activations.named("softplus"))
+    with pytest.raises(ConfigurationError, match=r"softplus.*unroll=bptt"):
+        module.kernel(softplus, softplus.init(jax.random.key(0)), xs)
+    own = member("cells", "vanilla")(4, 5, activation=activations.tanh._replace(apply=jnp.sin))
+    with pytest.raises(ConfigurationError, match="unroll=bptt"):
+        module.kernel(own, own.init(jax.random.key(0)), xs)
+    cell = member("cells", "vanilla")(4, 5)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), cell.init(jax.random.key(0)))
+    with pytest.raises(ConfigurationError, match=r"bfloat16.*unroll=bptt"):
+        module.kernel(cell, half, xs)
+
+
+def test_a_run_says_which_loops_it_takes():
+    small = ["dataset.train_rows=64", "dataset.valid_rows=20", "dataset.test_rows=30", "hidden_size=8"]
+    for overrides, expected in ([], "kernel"), (["unroll.kernel=never"], "bptt"), (["unroll=scan"], "scan"):
+        found = group.prepare(config.compose([*small, *overrides]), print)
+        assert found.unroll == expected
+        assert found.network["unroll"] == expected.replace("kernel", "bptt")  # what is saved runs anywhere
+
+
+def test_the_source_is_in_the_package():
+    assert foreign.SOURCE.is_file() and foreign.SOURCE.is_relative_to(Path(devices.__file__).parent)
