@@ -127,6 +127,10 @@ def prepare(settings: Settings, say: Callable[[str], None], encoded: text.Encode
     work = artefact.work(network) * settings.batch_size * float(encoded.corpus.length[encoded.corpus.train].mean())
     work *= why_not is not None  # the kernel divides the rows itself
     chosen = devices.choose(settings.device.name, settings.device.count, work=work, rows=settings.batch_size)
+    if settings.batch_size % len(chosen):
+        raise ConfigurationError(
+            f"batch_size={settings.batch_size}: expected a multiple of the {len(chosen)} devices (device.count)"
+        )
     if why_not is None and chosen[0].platform != "cpu":
         why_not = "it is for the CPU"
     if why_not and settings.unroll.name == "kernel":
@@ -134,10 +138,6 @@ def prepare(settings: Settings, say: Callable[[str], None], encoded: text.Encode
     if why_not and settings.unroll.settings.get("kernel") == "auto" and chosen[0].platform == "cpu":
         say(f"unroll=bptt without its kernel in C: {why_not}")
     unroll = network["unroll"] if why_not else "kernel"
-    if settings.batch_size % len(chosen):
-        raise ConfigurationError(
-            f"batch_size={settings.batch_size}: expected a multiple of the {len(chosen)} devices (device.count)"
-        )
     cache = devices.open_cache(say)
     import jaxrnn
     from jaxrnn import optimizers
