@@ -116,8 +116,17 @@ def table(found: dict[str, Any]) -> str:
         f"  loss               {found['loss']:.4f} nats",
         f"  F1, macro          {found['f1_macro']:.4f}",
         f"  calibration error  {found['ece']:.4f}",
-        *(_details(found) if "temperature" in found else ()),
     ]
+    if "temperature" in found:
+        low, high = found["f1_macro_bootstrap95"]
+        lines[-2] += f"   95 % interval {low:.4f} - {high:.4f}, bootstrap"
+        cooled = f"{found['ece_at_temperature']:.4f} at temperature {found['temperature']:.2f}"
+        lines[-1] += f"   {cooled}, fitted to validation"
+        lines += ["", "  accuracy by length of the text"]
+        lines += [
+            f"  {_tokens(*part['tokens']):<19}{part['accuracy']:.4f}   {part['rows']:,} rows"
+            for part in found["accuracy_by_length"]
+        ]
     width = max(8, *(len(label) + 2 for label in found["labels"]))
     lines.append(f"\n  {'true / answered':<{width + 8}}" + "".join(f"{label:>{width}}" for label in found["labels"]))
     for label, counts in zip(found["labels"], found["confusion"], strict=True):
@@ -129,16 +138,8 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _details(found: dict[str, Any]) -> list[str]:
-    low, high = found["f1_macro_bootstrap95"]
-    return [
-        f"  at temperature {found['temperature']:<4.2f} {found['ece_at_temperature']:.4f}",
-        f"  F1, bootstrapped   {low:.4f} - {high:.4f}",
-        *(
-            f"  {'{} to {} tokens'.format(*part['tokens']):<19}{part['accuracy']:.4f}   {part['rows']:,} rows"
-            for part in found["accuracy_by_length"]
-        ),
-    ]
+def _tokens(low: int, high: int) -> str:
+    return f"{low} to {high} tokens" if low < high else f"{low} tokens"
 
 
 def main(arguments: Sequence[str]) -> int:

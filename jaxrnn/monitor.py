@@ -158,7 +158,8 @@ def told(record: dict[str, Any], settings: Mapping[str, Any]) -> str:
     factor = "nothing comes back" if slope is None else f"x {np.exp(slope):.3g} a step"
     keys = [line.rpartition(": ")[2] for line in flow.advice(worst["verdict"], settings, worst["saturation"])]
     where = f"layer {worst['layer']}, {worst['direction']}"
-    return f"gradient flow: {worst['verdict']}, {factor} back over {steps} steps ({where}); try {', or '.join(keys)}"
+    found = f"gradient flow: {worst['verdict']}, {factor} back over {steps} steps ({where})"
+    return f"{found}; if it does not learn, try {', or '.join(keys)}"
 
 
 def _number(value: Any) -> float | None:

@@ -10,7 +10,7 @@ from members import CELLS, distance, drawn
 from test_fit import NUMBERS, ORDER, VALID, corpus  # noqa: F401 - a fixture
 
 import jaxrnn
-from jaxrnn import fit, flow, insight, monitor, optimizers, plots, resuming
+from jaxrnn import config, fit, flow, insight, job, monitor, optimizers, plots, resuming, runs
 from jaxrnn.types import Corpus
 
 V, E, H, B, T = 9, 3, 4, 3, 7
@@ -190,3 +190,35 @@ def test_the_picture_takes_what_is_not_finite(tmp_path):
         path = plots.gradient_flow(records, tmp_path / "flow.png", steps=4, healthy=0.2, title="a title")
         assert path.stat().st_size > 5000
     plots.gradient_flow(records[:1], tmp_path / "flow.png", steps=4, healthy=0.2)
+
+
+@pytest.fixture(scope="module")
+def sixty(tmp_path_factory):
+    """Texts of 60 words, the first of which decides."""
+    draw, path = np.random.default_rng(0), tmp_path_factory.mktemp("sixty") / "texts.tsv"
+    rows = [
+        f"{('no', 'yes')[answer]} {' '.join(draw.choice(['of', 'and', 'to', 'in', 'it'], 59))}\t{answer}"
+        for answer in draw.integers(0, 2, 2000)
+    ]
+    path.write_text("text\tlabel\n" + "\n".join(rows) + "\n")
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("init_scale, verdict", [(0.3, "vanishing"), (4.0, "exploding")])
+def test_a_run_that_does_not_learn_is_told_why_and_learns_as_it_is_told(init_scale, verdict, sixty, tmp_path, capsys):
+    given = ["dataset=files", f"dataset.path={sixty}", "hidden_size=24", "input.size=8", "epochs=6", "patience=null"]
+    given += [f"init_scale={init_scale}", "clip_global_norm=null", "optimizer.learning_rate=1e-3"]
+
+    def trained(name, *more):
+        settings = config.compose([*given, *more, f"hydra.run.dir={tmp_path / name}"])
+        accuracy = job.run(settings)["test"]["accuracy"]
+        return accuracy, [line for line in capsys.readouterr().out.splitlines() if line.startswith("gradient flow")]
+
+    accuracy, (line,) = trained("as_it_is")
+    assert accuracy < 0.7 and line.startswith(f"gradient flow: {verdict}, x ")
+    first = line.partition(", try ")[2].split(", or ")[0].split()
+    accuracy, lines = trained("as_told", *first)
+    assert accuracy > 0.99 and lines == []
+    flows = [record for record in runs.read_lines(tmp_path / "as_told" / "metrics.jsonl") if "flow" in record]
+    assert [record["step"] for record in flows] == sorted({record["step"] for record in flows}) and len(flows) > 20
