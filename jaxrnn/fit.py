@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrnn.errors import NumericalError
 from jaxrnn.programs import Programs, build, gather, make_answers, whole
-from jaxrnn.resuming import EMPTY, Log, Position, Refused, kept, placed, sound
+from jaxrnn.resuming import EMPTY, Log, Position, Refused, kept, sound
 from jaxrnn.types import Hyper, TrainState
 
 __all__ = ["Programs", "Report", "build", "fit", "gather", "logits", "make_answers", "measure", "whole"]
@@ -29,7 +29,7 @@ class Report(NamedTuple):
     valid: dict | None
     best: bool  # the best epoch so far, by validation accuracy, then loss
     seconds: float  # in updates, this epoch, by this process
-    state: TrainState  # given away to the next update: copy it before asking for the next report
+    state: TrainState
     position: Position  # with `state`, all that `fit` needs to go on from here
     refused: Refused | None = None  # an update that was not finite
 
@@ -63,7 +63,6 @@ def fit(
     hyper = Hyper(*(np.float32(number) for number in hyper))
     state, now = start or (programs.init(np.uint32(seed), np.float32(init_scale)), Position())
     best, waited, done, pace, refused = now.score, now.waited, now.step, None, now.refused
-    before = kept(programs, state)  # of the last segment: it gives its state away
     for epoch in range(now.epoch + now.ended, epochs + 1):
         if now.ended and (waited >= (patience or np.inf) or done >= (max_steps or np.inf)):
             return
@@ -75,7 +74,7 @@ def fit(
             until = stop if pace is None and stop <= 8 else min(stop, at + (8 if pace is None else max(1, int(pace))))
             until = min([until, *(at + every - done % every for every in report_every)])
             began = time.perf_counter()
-            state, before, log, numbers = _updated(programs, hyper, order, state, before, at, until)
+            state, log, numbers = _updated(programs, hyper, order, state, at, until)
             spent = time.perf_counter() - began
             if numbers is None:
                 pace = (until - at) * seconds_between / spent
@@ -93,7 +92,6 @@ def fit(
                     refused, done, at = refused + 1, done + 1, at + 1
                     if go_back:
                         state = go_back()
-                        before = kept(programs, state)
                 now = Position(done, epoch, at, False, best, waited, refused, _joined(logs))
                 yield Report(epoch, done, at, EMPTY, None, None, False, seconds, state, now, guilty)
                 if last:
@@ -109,29 +107,27 @@ def fit(
         yield Report(epoch, done, at, _joined(news), train, valid, improved, seconds, state, now)
 
 
-def _updated(programs, hyper, order, state, before, at, until):
-    """Updates at .. until - 1, up to the first that is not finite or makes the state so; `before` copies `state`.
+def _updated(programs, hyper, order, state, at, until):
+    """Updates at .. until - 1, up to the first that is not finite or makes the state so.
 
-    -> (state, its copy on the host, Log of the updates made, loss and gradient norm of the refused one or None)
+    -> (state, Log of the updates made, loss and gradient norm of the refused one or None)
     """
-    state, log, finite = programs.segment(state, hyper, programs.data, order, np.int32(at), np.int32(until))
-    log, after = Log(*(np.asarray(field)[at:until] for field in log)), kept(programs, state)
-    if sound(after):
-        made = until - at if finite else int(np.argmin(np.isfinite(log.loss) & np.isfinite(log.grad_norm)))
-        return state, after, _part(log, made), None if finite else (float(log.loss[made]), float(log.grad_norm[made]))
-    state, logs, numbers = placed(programs, before), [EMPTY], (float(log.loss[0]), float(log.grad_norm[0]))
+    after, log, finite = programs.segment(state, hyper, programs.data, order, np.int32(at), np.int32(until))
+    log = Log(*(np.asarray(field)[at:until] for field in log))
+    if finite:
+        return after, log, None
+    if sound(kept(programs, after)):
+        made = int(np.argmin(np.isfinite(log.loss) & np.isfinite(log.grad_norm)))
+        return after, Log(*(field[:made] for field in log)), (float(log.loss[made]), float(log.grad_norm[made]))
     if until - at == 1:
-        return state, before, EMPTY, numbers
+        return state, EMPTY, (float(log.loss[0]), float(log.grad_norm[0]))
+    logs, numbers = [EMPTY], None
     for one in range(at, until):  # again, one by one: which of them it was
-        state, before, log, numbers = _updated(programs, hyper, order, state, before, one, one + 1)
+        state, log, numbers = _updated(programs, hyper, order, state, one, one + 1)
         logs.append(log)
         if numbers is not None:
             break
-    return state, before, _joined(logs), numbers
-
-
-def _part(log, count):
-    return Log(*(field[:count] for field in log))
+    return state, _joined(logs), numbers
 
 
 def _joined(logs):

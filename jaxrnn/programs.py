@@ -155,8 +155,11 @@ def _apart(model, gradients):
     return (gradients.input, gradients._replace(input=None)) if model.has_table else (None, gradients)
 
 
-def make_segment(update: Callable, max_length: int) -> Callable:
-    """segment(state, hyper, data, order [S, B], begin, end) -> (state, Log [S], finite); stops before a bad update."""
+def make_segment(update: Callable, max_length: int, axis: str | None = None) -> Callable:
+    """segment(state, hyper, data, order [S, B], begin, end) -> (state, Log [S], finite); stops before a bad update.
+
+    `finite` says it of the state as well. The state given stays: it is what to go back to where the new one is bad.
+    """
 
     def segment(state, hyper, data, order, begin, end):
         empty = Log(*(jnp.zeros(order.shape[0]) for _ in Log._fields))
@@ -171,7 +174,9 @@ def make_segment(update: Callable, max_length: int) -> Callable:
             return s + 1, state, jax.tree.map(lambda whole, part: whole.at[s].set(part), log, now), finite
 
         _, state, log, finite = lax.while_loop(going, one, (begin, state, empty, jnp.array(True)))
-        return state, log, finite
+        leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        bad = sum(jnp.sum(~jnp.isfinite(leaf)) for leaf in leaves)
+        return state, log, finite & ((bad if axis is None else lax.psum(bad, axis)) == 0)
 
     return segment
 
@@ -255,11 +260,10 @@ def build(
     hyper = Hyper(*(number(np.float32),) * len(Hyper._fields))
     lowered = [
         compiled(
-            make_segment(make_update(model, optimizer, factor, axis), max_length),
+            make_segment(make_update(model, optimizer, factor, axis), max_length, axis),
             (state, hyper, data, integers(*order), integers(), integers()),
             (spec, P(), P(), columns, P(), P()),
             (spec, P(), P()),
-            donate_argnums=0,
         ),
         compiled(
             make_answers(model, max_length, axis),

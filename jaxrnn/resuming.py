@@ -66,7 +66,7 @@ def spread(like: Any, tree: Any) -> Any:
     def put(like, leaf):
         full = np.zeros(like.shape, like.dtype)
         full[tuple(map(slice, leaf.shape))] = leaf
-        return jax.device_put(full, like.sharding, may_alias=False)  # segment gives its state away: no memory of ours
+        return jax.device_put(full, like.sharding)
 
     return jax.tree.map(put, like, tree)
 
