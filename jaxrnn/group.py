@@ -66,7 +66,8 @@ class Group:
     def orders(self) -> dict[str, Any]:
         """The rows of validation and test, in batches."""
         corpus = self.encoded.corpus
-        return {s: text.plain_order(getattr(corpus, s), corpus.length, EVAL_ROWS) for s in ("valid", "test")}
+        rows = min(EVAL_ROWS, max(len(corpus.valid), len(corpus.test)))
+        return {s: text.plain_order(getattr(corpus, s), corpus.length, rows) for s in ("valid", "test")}
 
     @cached_property
     def programs(self) -> Any:
@@ -81,7 +82,7 @@ class Group:
             order=(self.steps, self.batch_size),
             eval_order=(
                 max(map(len, self.orders.values())),
-                -(-EVAL_ROWS // len(self.devices)) * len(self.devices),
+                -(-self.orders["test"].shape[1] // len(self.devices)) * len(self.devices),
             ),
             max_length=int(self.encoded.corpus.length.max()),
             devices=self.devices,
