@@ -24,7 +24,7 @@ EVAL_ROWS = 128  # rows of a batch that is only measured
 NUMBERS = {"learning_rate", "weight_decay", "warmup_steps", "final_fraction"}  # of optimizer and schedule
 OUTSIDE = {"init_scale", "seed", "clip_global_norm", "clip_value", "dropout_rate", "word_dropout_rate"}
 OUTSIDE |= {"epochs", "max_steps", "patience", "on_nonfinite", "nonfinite_limit", "log_every_steps", "logger"}
-OUTSIDE |= {"checkpoint", "resume", "resume_step", "resume_allow", "experiment", "dry_run", "flow"}
+OUTSIDE |= {"checkpoint", "resume", "resume_step", "resume_allow", "experiment", "dry_run", "flow", "plots"}
 ROWS = ("dataset", "tokenizer", "max_length")  # the keys that decide the tokens
 
 

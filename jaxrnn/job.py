@@ -93,7 +93,7 @@ def learn(
     """Compile, train, save, measure, draw; `summary` is filled on the way, so that it is right wherever this ends."""
     import jax
 
-    from jaxrnn import fit, metrics, plots, resuming, text
+    from jaxrnn import fit, metrics, resuming, text
 
     say = print if loud else (lambda *_: None)
     corpus, _, labels, report = group.encoded
@@ -198,13 +198,20 @@ def learn(
     found, logits = fit.logits(programs, resuming.spread(programs.placed.params, best), orders["test"])
     summary["test"] = metrics.measure(logits, corpus.target[found]) | {"labels": labels}
     summary["baselines"] = group.baselines
-    title = f"{settings.dataset.name}: {outline.network(settings)}"
-    plots.curves(records, folder / "plots" / "curves.png", title=title)
-    matrix = np.array(summary["test"]["confusion"])
-    plots.confusion(matrix, labels, folder / "plots" / "confusion.png", title="test")
+    if settings.plots != "never":
+        draw(settings, folder, records, summary["test"])
     summary["status"] = "completed"
-    advice = flowlog.shown(flows, settings, group, folder, title)
+    advice = flowlog.shown(flows, settings, group, folder, outline.title(settings))
     say(outline.results(summary) + (f"{advice}\n" if advice else ""))
+
+
+def draw(settings: Settings, folder: Path, records: list[dict[str, Any]], test: dict[str, Any]) -> None:
+    """plots/: the course of the run, and what it took for what."""
+    from jaxrnn import plots
+
+    plots.curves(records, folder / "plots" / "curves.png", title=outline.title(settings))
+    matrix = np.array(test["confusion"])
+    plots.confusion(matrix, test["labels"], folder / "plots" / "confusion.png", title="test")
 
 
 def hyper(settings: Settings, updates: int) -> Any:

@@ -33,6 +33,11 @@ def network(settings: Settings) -> str:
     return f"{cell} {size}{ways}, {settings.head.name}, {settings.output.name}"
 
 
+def title(settings: Settings) -> str:
+    """phrases: vanilla tanh 64, last, softmax"""
+    return f"{settings.dataset.name}: {network(settings)}"
+
+
 def plan(settings: Settings, group: Group) -> str:
     """What a dry run prints: everything that is known before a folder is made and anything is compiled."""
     steps, updates = extent(settings, group)

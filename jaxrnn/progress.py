@@ -24,7 +24,7 @@ from jaxrnn.loggers import Logger
 from jaxrnn.settings import Settings, plain
 
 FREE = {"dataset", "device", "logger", "log_every_steps", "experiment", "checkpoint", "on_nonfinite", "nonfinite_limit"}
-FREE |= {"resume", "resume_step", "resume_allow", "dry_run", "flow"}  # of the dataset the rows are compared, as "data"
+FREE |= {"resume", "resume_step", "resume_allow", "dry_run", "plots", "flow"}  # the dataset's rows are compared: "data"
 SAID = {"jax", "jaxlib", "device", "loops"}
 RESTARTS = {"data", "batch_size"}  # with another one, a place in the middle of an epoch means nothing
 TOLD = ("best_epoch", "valid")  # of the summary: what stands before the run has ended

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxrnn import command, devices, group, job, launchers, progress, report, runs
+from jaxrnn import command, devices, group, job, launchers, progress, report, results, runs
 from jaxrnn.errors import ArtefactError, BusyError
 from jaxrnn.group import Group
 from jaxrnn.job import Halt
@@ -48,7 +48,7 @@ class Runner:
 
     def run(self, jobs: Sequence[tuple[int, Settings]], watch: Watch | None = None) -> list[Outcome]:
         """How each job ended, in their order; BusyError where the folder holds another job of that number."""
-        jobs = [(number, unmeasured(settings)) for number, settings in jobs]
+        jobs = [(number, bare(settings)) for number, settings in jobs]
         found: dict[int, Outcome] = {}
         told = names(jobs)
         for number, settings in jobs:
@@ -132,8 +132,21 @@ def sweep(plan: Plan) -> int:
         if runner.entries and set(runner.entries) != set(range(len(plan.jobs))):
             raise BusyError(f"{runner.folder} already holds a sweep of other jobs: choose another folder, or give none")
         outcomes = runner.run(list(enumerate(plan.jobs)))
-    print(f"{report.table([str(runner.folder)])}\nsweep: {runner.folder}", flush=True)
+        conclude(runner.folder, plan.jobs)
+    print(f"sweep: {runner.folder}", flush=True)
     return next((outcome.code for outcome in outcomes if outcome.code), 0)
+
+
+def conclude(folder: Path, jobs: Sequence[Settings]) -> None:
+    """Print the report; draw the job that it names as the best, unless that was done or is not wanted."""
+    ranked = results.ranking(results.collect([str(folder)]))
+    print(report.text(ranked), flush=True)
+    if ranked.configurations:
+        best = ranked.configurations[0].runs[0].folder
+        settings = jobs[int(best.name)]
+        if settings.plots == "auto" and not (best / "plots" / "curves.png").exists():
+            records = [record for record in progress.earlier(best) if "train" in record]
+            job.draw(settings, best, records, progress.summary(best)["test"])
 
 
 def entries(folder: Path) -> dict[int, dict[str, Any]]:
@@ -154,10 +167,11 @@ def ended_before(folder: Path, number: int) -> Outcome | None:
     return Outcome(number, summary["status"], 0, summary) if ended else None
 
 
-def unmeasured(settings: Settings) -> Settings:
-    """A job of a sweep measures the flow of its gradient only where a number of updates is asked for."""
-    auto = settings.flow["every_steps"] == "auto"
-    return replace(settings, flow={"every_steps": None}) if auto else settings
+def bare(settings: Settings) -> Settings:
+    """A job of a sweep measures the flow of its gradient, and draws, only where that is asked for."""
+    flow, plots = settings.flow, settings.plots
+    flow = {"every_steps": None} if flow["every_steps"] == "auto" else flow
+    return replace(settings, flow=flow, plots="never" if plots == "auto" else plots)
 
 
 def names(jobs: Sequence[tuple[int, Settings]]) -> dict[int, str]:

@@ -75,7 +75,9 @@ def test_a_sweep_over_numbers_compiles_once_and_each_job_is_the_run_alone(tmp_pa
     assert records("s/3") == records(alone["run"])
     np.testing.assert_equal(runs.load_model(Path("s/3")).arrays, runs.load_model(Path(alone["run"])).arrays)
     there = {path.relative_to(alone["run"]) for path in Path(alone["run"]).rglob("*")}
-    assert there == {path.relative_to("s/3") for path in Path("s/3").rglob("*")}
+    drawn = {Path("plots/curves.png"), Path("plots/confusion.png")}
+    assert drawn < there and there - drawn == {p.relative_to("s/3") for p in Path("s/3").rglob("*")} - drawn
+    assert sum(Path("s", str(n), "plots", "curves.png").exists() for n in range(4)) == 1
 
 
 def test_jobs_measure_the_flow_of_the_gradient_only_where_it_is_asked_for(capsys):
