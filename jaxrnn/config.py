@@ -19,6 +19,7 @@ from jaxrnn.settings import Settings
 
 VERSION_BASE = "1.3"
 LARGEST_YAML = 1 << 16  # bytes of a member of the user's own
+SWEEPERS = ("basic", "optuna")
 
 
 def folder() -> Path:
@@ -144,8 +145,8 @@ def checked(loader: Any, found: Composed) -> Settings:
 
     config, overrides, default = found
     hydra, choices = config.hydra, config.hydra.runtime.choices
-    if choices["hydra/sweeper"] != "basic":
-        raise ConfigurationError(unknown("hydra/sweeper", choices["hydra/sweeper"], ["basic"]))
+    if choices["hydra/sweeper"] not in SWEEPERS:
+        raise ConfigurationError(unknown("hydra/sweeper", choices["hydra/sweeper"], SWEEPERS))
     try:
         keys = [key for key in config if key != "hydra"]
         tree = {key: config[key] for key in keys}
@@ -171,8 +172,9 @@ def compose(overrides: Sequence[str], *, config_dir: str | None = None) -> Setti
     """
     with opened(config_dir) as loader:
         settings = checked(loader, composed(loader, overrides))
-    if any(line.startswith("hydra/launcher=") for line in overrides):
-        raise ConfigurationError("hydra/launcher says who runs the jobs of a sweep: add -m")
+    for group in ("hydra/launcher", "hydra/sweeper"):
+        if any(line.startswith(f"{group}=") for line in overrides):
+            raise ConfigurationError(f"{group} says who chooses or runs the jobs of a sweep: add -m")
     return settings
 
 

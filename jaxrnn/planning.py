@@ -88,11 +88,16 @@ def values(loader: Any, override: Any) -> Iterator[Value]:
         yield Value(line, key, value if plain and type(value) in (int, float) else None)
 
 
-def settings(loader: Any, jobs: Iterable[tuple[Value, ...]]) -> Iterator[Settings | tuple[list[str], Exception]]:
-    """The settings of each job in turn; for one that is refused its words, and why."""
+Known = dict[tuple[str, ...], config.Composed | ConfigurationError]  # words that are no numbers -> what they compose
+
+
+def settings(
+    loader: Any, jobs: Iterable[Sequence[Value]], known: Known | None = None
+) -> Iterator[Settings | tuple[list[str], ConfigurationError]]:
+    """The settings of each job in turn; for one that is refused its words, and why. `known` is kept between calls."""
     from omegaconf import OmegaConf
 
-    known: dict[tuple[str, ...], config.Composed | ConfigurationError] = {}
+    known = {} if known is None else known
     for job in jobs:
         lines = [value.line for value in job]
         numbers = numbers_of(job)

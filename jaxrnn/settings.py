@@ -258,7 +258,7 @@ def _member(group: str, value: Any, default: Mapping[str, Any]) -> Member:
     return Member(default["name"], settings)
 
 
-def _checked(group: str, tree: Mapping[str, Any], known: Mapping[str, Allowed]) -> dict[str, Any]:
+def checked(group: str, tree: Mapping[str, Any], known: Mapping[str, Allowed]) -> dict[str, Any]:
     """The keys below `group` that have no members to choose from."""
     value = tree[group]
     if not isinstance(value, Mapping):
@@ -292,9 +292,9 @@ def build(tree: Mapping[str, Any], default: Callable[[str], Mapping[str, Any]], 
         if chosen != {"name": name}:
             raise ConfigurationError(f"logger.{name}={chosen!r}: a logger has no settings; expected logger=[{name}]")
     values["logger"] = tuple(logger)
-    values["initializer"] = _checked("initializer", tree, dict.fromkeys(INITIALIZED, one_of(*INITIALIZERS)))
-    values["flow"] = _checked("flow", tree, FLOW)
-    values["checkpoint"] = _checked("checkpoint", tree, CHECKPOINT)
+    values["initializer"] = checked("initializer", tree, dict.fromkeys(INITIALIZED, one_of(*INITIALIZERS)))
+    values["flow"] = checked("flow", tree, FLOW)
+    values["checkpoint"] = checked("checkpoint", tree, CHECKPOINT)
     return _together(Settings(**values, **record))
 
 

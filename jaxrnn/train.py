@@ -5,7 +5,7 @@ Configuration first, then data, then the run folder: a refusal before that leave
 
 from collections.abc import Sequence
 
-from jaxrnn import command, config, devices, job, outline, planning
+from jaxrnn import command, config, devices, job, outline, planning, space
 from jaxrnn.errors import ConfigurationError
 from jaxrnn.group import prepare
 
@@ -30,6 +30,11 @@ def main(arguments: Sequence[str]) -> int:
 
         print(usage.text())
         return 0
+    if given.multirun and space.sweeper(given.overrides, config_dir=given.config_dir) == "optuna":
+        with space.search(given.overrides, config_dir=given.config_dir) as plan:
+            from jaxrnn import study
+
+            return study.run(plan)
     if given.multirun:
         from jaxrnn.sweep import sweep
 

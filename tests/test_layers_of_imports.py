@@ -19,12 +19,13 @@ LAYER = {
     **dict.fromkeys(["config", "text", "data", "runs", "checkpoints"], WORLD),
     **dict.fromkeys(["loggers", "plots", "baselines", "metrics", "sweeps"], WORLD),
     **dict.fromkeys(["settings", "vocabulary", "devices", "artefact", "foreign"], WORLD),
-    **dict.fromkeys(["steptable", "picture", "page", "behaviour", "document", "results", "reportpage"], WORLD),
+    **dict.fromkeys(["steptable", "picture", "page", "behaviour", "document", "reportpage"], WORLD),
+    **dict.fromkeys(["results", "space", "choosing"], WORLD),
     "planning": WORLD,
     **dict.fromkeys(["train", "evaluate", "predict", "explain", "report", "export", "doctor"], COMMANDS),
     "front_door": "the front door",
     **dict.fromkeys(["command", "usage", "progress", "outline", "flowlog", "paired"], COMMANDS),
-    **dict.fromkeys(["job", "group", "sweep", "launchers"], COMMANDS),
+    **dict.fromkeys(["job", "group", "sweep", "launchers", "study"], COMMANDS),
 }
 BELOW = {
     NOUNS: {NOUNS},
