@@ -88,7 +88,7 @@ def values(loader: Any, override: Any) -> Iterator[Value]:
         yield Value(line, key, value if plain and type(value) in (int, float) else None)
 
 
-Known = dict[tuple[str, ...], config.Composed | ConfigurationError]  # words that are no numbers -> what they compose
+Known = dict[tuple[str, ...], config.Composed | ConfigurationError]  # words, a number's its key -> what they compose
 
 
 def settings(
@@ -101,7 +101,7 @@ def settings(
     for job in jobs:
         lines = [value.line for value in job]
         numbers = numbers_of(job)
-        same = tuple(value.line for value in job if value.key not in numbers)
+        same = tuple(value.key if value.key in numbers else value.line for value in job)
         try:
             if same not in known:
                 try:
