@@ -16,6 +16,9 @@ from typing import Any, NoReturn
 from jaxrnn.errors import ConfigurationError, JaxrnnError, MemoryExceeded, StorageError
 
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+# jaxlib's errors are known by their text, so that nothing has to be imported to ask; the last two: a library that
+# found no room to be loaded
+MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "failed to map segment", "annot allocate memory")
 
 
 class Terminated(KeyboardInterrupt):
@@ -74,10 +77,13 @@ def typed(error: BaseException) -> JaxrnnError | None:
     """The refusal that an error of a library stands for; None where it is a bug."""
     if isinstance(error, JaxrnnError):
         return error
-    # jaxlib's error is known by its text, so that nothing has to be imported to ask
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+    known = isinstance(error, RuntimeError | ImportError | OSError) and any(text in str(error) for text in MEMORY)
+    if known or isinstance(error, MemoryError):
         first = str(error).partition("\n")[0] or "an allocation failed"
-        return MemoryExceeded(f"out of memory: {first}; lower batch_size, max_length or hidden_size")
+        return MemoryExceeded(
+            f"out of memory: {first}; lower batch_size, max_length or hidden_size; a GPU that others use: "
+            "XLA_PYTHON_CLIENT_PREALLOCATE=false"
+        )
     if isinstance(error, OSError) and error.errno in STORAGE:
         return StorageError(f"cannot write {error.filename or 'the output'}: {error.strerror}")
     return None

@@ -1,9 +1,12 @@
 """G and C6: a run folder from a stranger whose sums are right: what it says is checked before it is used."""
 
 import hashlib
+import io
 import json
 import shutil
 import struct
+import tarfile
+import zipfile
 
 import faultbench as bench
 import numpy as np
@@ -12,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxrnn import checkpoints, command, config, evaluate, progress
-from jaxrnn.errors import ArtefactError, ConfigurationError
+from jaxrnn.data.files import files
+from jaxrnn.errors import ArtefactError, ConfigurationError, DataError
 from jaxrnn.vocabulary import Vocabulary
 
 ANYTHING = st.recursive(
@@ -254,3 +258,36 @@ def test_ids_beyond_the_table_are_never_looked_up(trained, capsys):
         signed(model, "vocabulary.json", content)
         code, told = answered(capsys, trained)
         assert code == 5 and message in told
+
+
+def members():
+    """A good file, and what would write outside, stand for a device, or run as somebody else."""
+    yield tarfile.TarInfo("rows.tsv")
+    for name in ("../x", "/tmp/CANARY", "..\\x"):
+        yield tarfile.TarInfo(name)
+    for kind, target in ((tarfile.SYMTYPE, "/tmp"), (tarfile.LNKTYPE, "../../x"), (tarfile.CHRTYPE, "")):
+        info = tarfile.TarInfo(f"link{ord(kind)}")
+        info.type, info.linkname = kind, target
+        yield info
+    info = tarfile.TarInfo("setuid")
+    info.mode = 0o4755
+    yield info
+
+
+@pytest.mark.fault("G5")
+@pytest.mark.parametrize("name", ["rows.tar", "rows.tar.gz", "rows.zip", "rows.tsv", "rows.tsv.gz"])
+def test_no_archive_is_unpacked(tmp_path, name):
+    """No data set needs one, so there is nothing that could be written outside of a folder."""
+    content = io.BytesIO()
+    if name.endswith("zip"):
+        with zipfile.ZipFile(content, "w") as archive:
+            for info in members():
+                archive.writestr(info.name, "text\tlabel\na\t0\nb\t1\n")
+    else:
+        with tarfile.open(fileobj=content, mode="w:gz" if name.endswith("gz") else "w") as archive:
+            for info in members():
+                archive.addfile(info)
+    (tmp_path / name).write_bytes(content.getvalue())
+    with pytest.raises(DataError, match=name.replace(".", r"\.")):
+        list(files(path=str(tmp_path / name)).train)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
