@@ -10,7 +10,7 @@ import jax
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = ("steps", "ragged", "startup", "embedding")
+SCRIPTS = ("steps", "ragged", "startup", "embedding", "sweep")
 
 
 def python(*words):
