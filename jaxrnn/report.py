@@ -35,7 +35,8 @@ def text(ranked: Ranking) -> str:
         lines += _listed([f"  {run.folder}" for run in ranked.repeated], MOST_OTHERS)
     if ranked.others:
         lines += ["", f"not completed, not counted: {results.counts(ranked.others)}"]
-        lines += _listed([_other(run, ranked.own(run)) for run in _worst_first(ranked.others)], MOST_OTHERS)
+        shown = [run for run in _worst_first(ranked.others) if run.status != "pruned"]  # these are no trouble
+        lines += _listed([_other(run, ranked.own(run)) for run in shown], MOST_OTHERS)
     if rows:
         top = rows[0]
         lines += ["", f"best: {top.valid} on validation over {_many(len(top.runs), 'run')}; its best run is"]

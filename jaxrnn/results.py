@@ -215,6 +215,7 @@ def ranking(found: Sequence[Run], by: Sequence[str] | None = None) -> Ranking:
     The keys are those whose values differ, the seed left out, or `by`: runs that share the values of those are then
     one row, whatever else differs. ConfigurationError for a key in `by` that no run was told.
     """
+    found = _pruned_wholly(found)
     completed = [run for run in found if run.status == "completed"]
     values = {id(run): run.values for run in found}
     known = list(dict.fromkeys(itertools.chain.from_iterable(values.values())))
@@ -237,6 +238,21 @@ def ranking(found: Sequence[Run], by: Sequence[str] | None = None) -> Ranking:
     rows.sort(key=lambda row: (_best_first(row.valid.mean, row.runs), natural(" ".join(row.values.values()))))
     shared = frozenset.intersection(*(frozenset(run.overrides) for run in found))
     return Ranking(keys, rows, repeated, [run for run in found if run.status != "completed"], shared)
+
+
+def _pruned_wholly(found: Sequence[Run]) -> list[Run]:
+    """Of a configuration with a pruned run no seed counts: those that were let through would flatter it."""
+
+    def told(run: Run) -> frozenset[tuple[str, str]]:
+        return frozenset(pair for pair in run.values.items() if pair[0] != SEED)
+
+    pruned = {told(run) for run in found if run.status == "pruned"}
+    return [
+        run._replace(status="pruned", reason="another seed of it was")
+        if run.status == "completed" and told(run) in pruned
+        else run
+        for run in found
+    ]
 
 
 def _best_first(accuracy: float | None, members: Sequence[Run]) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from jaxrnn import choosing, devices, metrics, report, runs, space, sweep
+from jaxrnn import choosing, devices, metrics, runs, space, sweep
 from jaxrnn.choosing import AGAIN, LEFT, SURPLUS
 from jaxrnn.errors import ArtefactError, BusyError, ConfigurationError
 from jaxrnn.launchers import Outcome
@@ -43,6 +43,10 @@ def run(plan: Search) -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     points = space.grid(plan.space) if options["sampler"] == "grid" else []
     choosing.sampler(options, points, "")  # refused before anything is made
+    if plan.example.dry_run:
+        print(*(f"{key}: {kind}" for key, kind in plan.space.items()), sep="\n")
+        print("dry run: every choice and both ends of every range are sound; nothing was made or trained", flush=True)
+        return 0
     named = options["storage"] and choosing.storage(options["storage"])
     with sweep.opened(plan.directory, plan.launcher, plan.example.experiment) as runner:
         place = options["storage"] or f"sqlite:///{runner.folder / 'study.db'}"
@@ -50,8 +54,8 @@ def run(plan: Search) -> int:
             study = Study(plan, runner, named or choosing.storage(place), place, points)
         code = study.run()
         with choosing.refusals(place):
-            folders = study.folders()
-    print(report.table(folders))
+            others = study.others()
+        sweep.conclude(runner.folder, study.settings_of, others)
     print(f"sweep: {runner.folder}", flush=True)
     return code
 
@@ -114,14 +118,16 @@ class Study:
         with choosing.refusals(self.place):
             return 0 if self._count(TrialState.COMPLETE) else code
 
-    def folders(self) -> list[str]:
-        """The sweeps of all processes that took part, as far as they can be seen from here."""
-        found = [str(self.runner.folder)]
-        for trial in self.study.get_trials(deepcopy=False):
-            other = trial.user_attrs.get("folder")
-            if other and other not in (self.owner["folder"], *found) and Path(other, "sweep.json").is_file():
-                found.append(other)
-        return found
+    def others(self) -> list[str]:
+        """The sweeps of other processes that took part, as far as they can be seen from here."""
+        trials = self.study.get_trials(deepcopy=False)
+        held = {str(trial.user_attrs["folder"]) for trial in trials if "folder" in trial.user_attrs}
+        return sorted(other for other in held - {self.owner["folder"]} if Path(other, "sweep.json").is_file())
+
+    def settings_of(self, job: int) -> Settings:
+        """Those of a job of the study, of an earlier process too."""
+        trial = self.study.get_trials(deepcopy=False)[job // self.seeds]
+        return self._jobs(trial)[job % self.seeds][1]
 
     def _count(self, state: TrialState) -> int:
         return sum(map(_counts, self.study.get_trials(deepcopy=False, states=(state,))))
@@ -198,7 +204,7 @@ class Study:
         self.study.tell(trial, state=TrialState.FAIL)
         return None
 
-    def _jobs(self, trial: Trial) -> list[tuple[int, Settings]]:
+    def _jobs(self, trial: Trial | FrozenTrial) -> list[tuple[int, Settings]]:
         chosen, first = space.spelled(trial.params), trial.number * self.seeds
         if self.seeds == 1:
             return [(first, self.plan.compose(chosen))]

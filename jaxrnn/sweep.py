@@ -50,7 +50,7 @@ class Runner:
         """How each job ended, in their order; BusyError where the folder holds another job of that number."""
         jobs = [(number, bare(settings)) for number, settings in jobs]
         found: dict[int, Outcome] = {}
-        told = names(jobs)
+        told = names(jobs, [entry.get("overrides") or [] for entry in self.entries.values()])
         for number, settings in jobs:
             overrides = list(settings.overrides)
             if known := self.entries.get(number):
@@ -132,19 +132,19 @@ def sweep(plan: Plan) -> int:
         if runner.entries and set(runner.entries) != set(range(len(plan.jobs))):
             raise BusyError(f"{runner.folder} already holds a sweep of other jobs: choose another folder, or give none")
         outcomes = runner.run(list(enumerate(plan.jobs)))
-        conclude(runner.folder, plan.jobs)
+        conclude(runner.folder, plan.jobs.__getitem__)
     print(f"sweep: {runner.folder}", flush=True)
     return next((outcome.code for outcome in outcomes if outcome.code), 0)
 
 
-def conclude(folder: Path, jobs: Sequence[Settings]) -> None:
-    """Print the report; draw the job that it names as the best, unless that was done or is not wanted."""
-    ranked = results.ranking(results.collect([str(folder)]))
+def conclude(folder: Path, settings_of: Callable[[int], Settings], also: Sequence[str] = ()) -> None:
+    """Print the report, `also` over other sweeps; draw the best job if it is one of the folder's and was not drawn."""
+    ranked = results.ranking(results.collect([str(folder), *also]))
     print(report.text(ranked), flush=True)
-    if ranked.configurations:
-        best = ranked.configurations[0].runs[0].folder
-        settings = jobs[int(best.name)]
-        if settings.plots == "auto" and not (best / "plots" / "curves.png").exists():
+    best = ranked.configurations[0].runs[0].folder if ranked.configurations else folder
+    if best.parent == folder and not (best / "plots" / "curves.png").exists():
+        settings = settings_of(int(best.name))
+        if settings.plots == "auto":
             records = [record for record in progress.earlier(best) if "train" in record]
             job.draw(settings, best, records, progress.summary(best)["test"])
 
@@ -174,9 +174,10 @@ def bare(settings: Settings) -> Settings:
     return replace(settings, flow=flow, plots="never" if plots == "auto" else plots)
 
 
-def names(jobs: Sequence[tuple[int, Settings]]) -> dict[int, str]:
-    """How each job is called in the lines about it: by its number and what is not the same for all."""
-    common = set.intersection(*(set(settings.overrides) for _, settings in jobs)) if len(jobs) > 1 else set()
+def names(jobs: Sequence[tuple[int, Settings]], others: Sequence[Sequence[str]] = ()) -> dict[int, str]:
+    """How each job is called in the lines about it: by its number and what is not the same for all, others included."""
+    every = [set(lines) for lines in (*others, *(settings.overrides for _, settings in jobs))]
+    common = set.intersection(*every) if len(every) > 1 else set()
     return {n: f"job {n}: " + " ".join(line for line in s.overrides if line not in common) for n, s in jobs}
 
 

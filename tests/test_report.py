@@ -97,6 +97,17 @@ def test_jobs_that_did_not_complete_are_listed_and_not_counted(sweep, capsys):
     assert "is not JSON" in out
 
 
+def test_of_a_pruned_configuration_no_seed_counts(sweep, capsys):
+    record = json.loads((sweep / "sweep.json").read_text())
+    (sweep / "4" / "summary.json").write_text(json.dumps({"status": "pruned"}))
+    record["jobs"][4]["status"] = "pruned"
+    (sweep / "sweep.json").write_text(json.dumps(record))
+    _, out, _ = call(sweep, "--json", capsys=capsys)
+    found = json.loads(out)
+    assert [row["values"] for row in found["configurations"]] == [{}]  # vanilla alone is left
+    assert [(run["run"][-1], run["status"]) for run in found["not_completed"]] == [(n, "pruned") for n in "345"]
+
+
 def test_values_that_a_run_was_not_told_are_its_defaults(tmp_path):
     found = [results.read(made(tmp_path / "a", ["cell=gru", "cell=lstm"])), results.read(made(tmp_path / "b", []))]
     ranked = results.ranking(found)

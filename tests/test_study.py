@@ -189,7 +189,7 @@ def quick(monkeypatch):
                 yield runner
 
         monkeypatch.setattr(sweep, "opened", opened)
-        monkeypatch.setattr(study.report, "table", lambda folders: "a report")
+        monkeypatch.setattr(sweep, "conclude", lambda *_: print("a report"))
         code = command.exit_code("train", train.main, ["-m", "hydra/sweeper=optuna", *arguments])
         return code, runner
 
@@ -287,6 +287,13 @@ def test_a_failed_trial_is_one_failed_trial_but_a_full_disk_ends_the_study(quick
     code, _ = quick(*how[:1], *options(n_trials=7, pruner="none"))
     assert len(held().trials) == 7  # more trials may be asked for
     assert "study jaxrnn: 5 of 7 trials done" in capsys.readouterr().out
+
+
+def test_a_dry_run_tells_the_space_and_makes_nothing(tmp_path, capsys):
+    code, out, _ = call(RATES, "cell=gru,lstm", "dry_run=true", capsys=capsys)
+    assert (code, list(tmp_path.iterdir())) == (0, [])
+    assert out[0].startswith("optimizer.learning_rate: FloatDistribution(high=0.1, log=True")
+    assert "nothing was made" in out[-1]
 
 
 def test_nothing_but_failures_is_a_failure(quick):
@@ -456,4 +463,5 @@ def test_a_pruned_trial_trains_no_further_and_is_told_in_the_report(capsys):
     assert last.state == STATES.PRUNED
     assert len(runs.read_lines(Path("s/3/metrics.jsonl"))) == len(last.intermediate_values) == 5
     assert any("not completed, not counted: 1 pruned" in line for line in out)
+    assert len(list(Path("s").glob("*/plots/curves.png"))) == 1  # the best job is drawn
     assert out[-1] == "sweep: s"
