@@ -204,7 +204,7 @@ class Settings:
     precision: str = _key(one_of("float32"), "of the arithmetic")
     log_every_steps: int | None = _key(or_null(whole(1)), "also log every this many updates")
     plots: str = _key(one_of("auto", "always", "never"), "draw how it went; auto: in sweeps the best job only")
-    flow: Mapping[str, Any] = _group("the gradient's flow is logged this often; auto: 25 times, in sweeps never")
+    flow: Mapping[str, Any] = _group("the gradient's flow is logged this often; auto: 20 times, in sweeps never")
     checkpoint: Mapping[str, Any] = _group("a run is saved this often, and wherever it ends; so many are kept")
     resume: str = _key(one_of("auto", "must", "never"), "a run that hydra.run.dir=DIR holds: go on with it")
     resume_step: int | None = _key(or_null(whole(1)), "the checkpoint to go on from; null: the newest good one")
