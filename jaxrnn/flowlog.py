@@ -1,4 +1,4 @@
-"""The flow of the gradient in a run: how often it is measured, where the records go, the picture and what is said."""
+"""The flow of the gradient in a run: how often it is measured, where the records go, what is said, the picture."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -34,15 +34,20 @@ def watched(reports: Iterable[Any], settings: Settings, group: Group, tell: Call
     return monitor.watched(reports, programs.readings, every, tell, first if fresh else None)
 
 
-def shown(records: list[dict[str, Any]], settings: Settings, group: Group, folder: Path, title: str) -> str:
-    """Draw plots/gradient_flow.png; -> what to change if the gradient vanishes or explodes at the end, or nothing."""
-    from jaxrnn import flow, monitor, plots
+def told(records: list[dict[str, Any]], settings: Settings, group: Group) -> str:
+    """What to change if the gradient vanishes or explodes at the end, or nothing."""
+    from jaxrnn import monitor
 
     if not records:
         return ""
-    healthy = flow.healthy(len(records[0]["flow"][0]["log_norms"]))
-    place = folder / "plots" / "gradient_flow.png"
-    plots.gradient_flow(records, place, steps=group.steps, healthy=healthy, title=title)
     numbers = {"init_scale": settings.init_scale, "clip_global_norm": settings.clip_global_norm}
     numbers["learning_rate"] = settings.optimizer.learning_rate
     return monitor.told(records[-1], group.network | numbers)
+
+
+def draw(records: list[dict[str, Any]], path: Path, *, steps: float, title: str) -> None:
+    """The picture, with `steps` updates to an epoch."""
+    from jaxrnn import flow, plots
+
+    healthy = flow.healthy(len(records[0]["flow"][0]["log_norms"]))
+    plots.gradient_flow(records, path, steps=steps, healthy=healthy, title=title)

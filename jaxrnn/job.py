@@ -199,19 +199,24 @@ def learn(
     summary["test"] = metrics.measure(logits, corpus.target[found]) | {"labels": labels}
     summary["baselines"] = group.baselines
     if settings.plots != "never":
-        draw(settings, folder, records, summary["test"])
+        draw(settings, folder, [*records, *flows], summary["test"])
     summary["status"] = "completed"
-    advice = flowlog.shown(flows, settings, group, folder, outline.title(settings))
+    advice = flowlog.told(flows, settings, group)
     say(outline.results(summary) + (f"{advice}\n" if advice else ""))
 
 
 def draw(settings: Settings, folder: Path, records: list[dict[str, Any]], test: dict[str, Any]) -> None:
-    """plots/: the course of the run, and what it took for what."""
+    """plots/: the course of the run, how its gradient flowed if that is in its records, and what it took for what."""
     from jaxrnn import plots
 
-    plots.curves(records, folder / "plots" / "curves.png", title=outline.title(settings))
+    epochs, flows = ([record for record in records if kind in record] for kind in ("train", "flow"))
+    place, title = folder / "plots", outline.title(settings)
+    plots.curves(epochs, place / "curves.png", title=title)
+    if flows:
+        steps = epochs[-1]["step"] / epochs[-1]["epoch"]
+        flowlog.draw(flows, place / "gradient_flow.png", steps=steps, title=title)
     matrix = np.array(test["confusion"])
-    plots.confusion(matrix, test["labels"], folder / "plots" / "confusion.png", title="test")
+    plots.confusion(matrix, test["labels"], place / "confusion.png", title="test")
 
 
 def hyper(settings: Settings, updates: int) -> Any:

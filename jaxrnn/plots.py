@@ -101,7 +101,7 @@ def confusion(matrix: np.ndarray, labels: Sequence[str], path: Path, *, title: s
 
 
 def gradient_flow(
-    records: Sequence[Mapping[str, Any]], path: Path, *, steps: int, healthy: float, title: str = ""
+    records: Sequence[Mapping[str, Any]], path: Path, *, steps: float, healthy: float, title: str = ""
 ) -> Path:
     """The gradient by distance from the end over training, a map per layer and direction; then the rates of growth.
 

@@ -4,6 +4,8 @@
     state, log, finite = segment(state, hyper, data, order [S, B], begin, end)    updates begin .. end - 1
     sums, logits = answers(params, data, order, end)
 
+and, where it is asked for, a fourth that measures how the gradient flows (see `monitor`).
+
 `begin` and `end` are values: an epoch is one call, or as many as there are things to write in between, and nothing is
 compiled again. The data lie on the device, tokens end to end; each update gathers its rectangle. The order of an epoch
 comes from outside, the randomness of update n is fold_in(key, n): a run can be taken up at any update.

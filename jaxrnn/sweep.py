@@ -145,8 +145,7 @@ def conclude(folder: Path, settings_of: Callable[[int], Settings], also: Sequenc
     if best.parent == folder and not (best / "plots" / "curves.png").exists():
         settings = settings_of(int(best.name))
         if settings.plots == "auto":
-            records = [record for record in progress.earlier(best) if "train" in record]
-            job.draw(settings, best, records, progress.summary(best)["test"])
+            job.draw(settings, best, progress.earlier(best), progress.summary(best)["test"])
 
 
 def entries(folder: Path) -> dict[int, dict[str, Any]]:
