@@ -159,7 +159,7 @@ def told(record: dict[str, Any], settings: Mapping[str, Any]) -> str:
     keys = [line.rpartition(": ")[2] for line in flow.advice(worst["verdict"], settings, worst["saturation"])]
     where = f"layer {worst['layer']}, {worst['direction']}"
     found = f"gradient flow: {worst['verdict']}, {factor} back over {steps} steps ({where})"
-    return f"{found}; if it does not learn, try {', or '.join(keys)}"
+    return f"{found}; if it does not learn, try {', or '.join(keys)}" if keys else found
 
 
 def _number(value: Any) -> float | None:

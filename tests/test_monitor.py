@@ -179,6 +179,8 @@ def test_what_is_told_at_the_end_names_keys():
     assert "vanishing, x 0.607 a step back over 60 steps (layer 2, left to right)" in line
     assert "initializer.recurrent=orthogonal init_scale=1, or cell=gru, or head=mean" in line
     assert "init_scale" not in monitor.told({"flow": [faint]}, network | {"init_scale": 1.0})
+    settled = network | {"cell": "gru", "head": "attention", "init_scale": 1.0, "bidirectional": True}
+    assert monitor.told({"flow": [faint]}, settled).endswith("(layer 2, left to right)")
     dead = faint | {"log_slope": None}
     assert "nothing comes back" in monitor.told({"flow": [dead]}, network)
 
