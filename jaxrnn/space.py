@@ -81,6 +81,8 @@ def search(overrides: Sequence[str], *, config_dir: str | None = None) -> Iterat
         hydra = config.composed(loader, [*own, *fixed]).config.hydra
         options = cast(dict, OmegaConf.to_container(hydra.sweeper, resolve=True))
         params = options.pop("params", None) or {}
+        if not isinstance(params, dict) or not all(isinstance(value, str | int | float) for value in params.values()):
+            raise ConfigurationError(f"hydra.sweeper.params={params!r}: expected key: values, as in cell: gru,lstm")
         given = {override.get_key_element() for override in planning.parsed(loader, fixed)} | set(swept)
         added = [f"{key}={value}" for key, value in params.items() if key not in given]
         for line, override in zip(added, planning.parsed(loader, added), strict=True):

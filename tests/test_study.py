@@ -125,6 +125,7 @@ REFUSED = {
     "dropout_rate=interval(0,0.5) hydra.sweeper.sampler=grid": "dropout_rate: sampler=grid needs choices",
     "cell=gru,lstm hydra.sweeper.storage=nosuch://there": "hydra.sweeper.storage=nosuch://there",
     "cell=gru,lstm hydra/launcher=nosuch": "nosuch",
+    "cell=gru,lstm hydra.sweeper.params=3": "hydra.sweeper.params=3",
 }
 
 
@@ -253,7 +254,7 @@ def test_a_grid_has_every_point_once_whatever_is_stopped(quick):
 def test_a_bad_trial_is_pruned_by_its_first_seed(quick):
     how = [
         "optimizer.learning_rate=0.012,0.011,0.01,0.0001",
-        *options(sampler="grid", n_trials=4, startup_trials=2, seeds=2),
+        *options(sampler="grid", n_trials=4, startup_trials=2, warmup_epochs=0, seeds=2),
     ]
     _, runner = quick(*how)
     found = held()
@@ -270,7 +271,7 @@ def test_warmup_epochs_are_not_pruned_and_hyperband_prunes_too(quick, tmp_path, 
     assert list(held().trials[3].intermediate_values) == [1, 2, 3]
     (tmp_path / "again").mkdir()
     monkeypatch.chdir(tmp_path / "again")
-    quick(RATES, *options(pruner="hyperband", n_trials=30, sampler="random", sampler_seed=0), epochs=9)
+    quick(RATES, *options(pruner="hyperband", n_trials=30, sampler="random", sampler_seed=0, warmup_epochs=0), epochs=9)
     states = Counter(trial.state for trial in held().trials)
     assert states[STATES.PRUNED] >= 5 and states[STATES.COMPLETE] >= 3
 
