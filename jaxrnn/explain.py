@@ -63,11 +63,13 @@ def _explain(trained: artefact.Loaded, text: str, label: str | None, layer: int,
     seen = insight.trace(trained.model, trained.params, jnp.asarray(ids), jnp.asarray(target))
     p = _probabilities(so_far)
     told = label or labels[int(p[-1].argmax())]
-    which = layer - 1, int(backward)
+    cell_params = insight.cell_params(parts, trained.params)
+    stacks = parts.cells, cell_params, seen.passes, seen.shares
+    cell, params, run, share = (stack[layer - 1][backward] for stack in stacks)
     found |= {"label": told, "probabilities": _named(labels, p[-1]), "loss": float(seen.loss)}
-    found |= {"steps": _steps(trained, seen, which, names, ids, p)}
-    found |= _summary(trained, seen, which) | {"attribution": _attribution(trained, ids, target)}
-    return _finite(found)
+    found |= {"steps": _steps(trained, params, run, share, names, ids, p)}
+    found |= {"gradients_error": float(seen.error), "attribution": _attribution(trained, ids, target)}
+    return _finite(found | _summary(trained, cell, params, run, share))
 
 
 def _target(so_far, every: bool, labels, label):
@@ -86,16 +88,13 @@ def _named(labels: Sequence[str], p: np.ndarray) -> dict[str, float]:
     return dict(zip(labels, p.tolist(), strict=True))
 
 
-def _steps(trained, seen, which, names, ids, p) -> list[dict[str, Any]]:
+def _steps(trained, params, run, share, names, ids, p) -> list[dict[str, Any]]:
     """One object per step of the chosen layer and direction."""
     from jaxrnn import insight
 
-    layer, way = which
-    parts, run, share = trained.model.parts, seen.passes[layer][way], seen.shares[layer][way]
-    params = insight.cell_params(parts, trained.params)[layer][way]
-    inputs = np.asarray(run.inputs)
-    if inputs.ndim == 1 and parts.one_hot <= DENSE:
-        inputs = np.eye(parts.one_hot)[inputs]
+    inputs, words = np.asarray(run.inputs), trained.model.parts.one_hot
+    if inputs.ndim == 1 and words <= DENSE:
+        inputs = np.eye(words)[inputs]
     columns = {"input": inputs, "state": run.outputs, "delta": share.delta}
     columns |= dict(zip(("from_input", "from_state"), insight.products(params, run), strict=True))
     rows = {name: _lists(values, len(ids)) for name, values in columns.items()}
@@ -131,15 +130,11 @@ def _fields(params) -> dict[str, Any]:
     return params._asdict() if hasattr(params, "_asdict") else {"params": params}
 
 
-def _summary(trained, seen, which) -> dict[str, Any]:
+def _summary(trained, cell, params, run, share) -> dict[str, Any]:
     """The gradients as sums of the shares, and how the gradient flows."""
-    from jaxrnn import flow, insight
+    from jaxrnn import flow
 
-    layer, way = which
-    parts = trained.model.parts
-    cell, params = parts.cells[layer][way], insight.cell_params(parts, trained.params)[layer][way]
-    share = seen.shares[layer][way]
-    found = flow.gradient_flow(cell, params, seen.passes[layer][way])
+    found = flow.gradient_flow(cell, params, run)
     saturation = None if share.saturation is None else float(np.mean(share.saturation))
     return {
         "spectral_radius": flow.spectral_radius(params.W_hh) if hasattr(params, "W_hh") else None,
@@ -152,7 +147,6 @@ def _summary(trained, seen, which) -> dict[str, Any]:
             "advice": flow.advice(found.verdict, trained.record["network"], saturation),
         },
         "gradients": {name: float(np.linalg.norm(total)) for name, total in _fields(share.total).items()},
-        "gradients_error": float(seen.error),
     }
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from jaxrnn.document import document, safe
+from jaxrnn.plots import COLOURS
 from jaxrnn.steptable import Columns, ends, listed, methods, norm, number, part, power, printable, vector
 
-COLOURS = ("#4878a8", "#d1603d", "#6a9f58", "#8f6bb3", "#c2a23a", "#5aa9a4")
 MOST_COLUMNS, MOST_UNITS = 96, 64  # of the heat map
 VERDICTS = {"vanishing": "#b3752c", "healthy": "#4d8a4a", "exploding": "#b5372f"}
 
@@ -169,7 +169,7 @@ def _places(count: int, left: int, wide: float) -> np.ndarray:
 
 
 def _heat(steps) -> str:
-    state = np.array([[np.nan if v is None else v for v in step["state"]] for step in steps], float)[:, :MOST_UNITS]
+    state = np.array([step["state"] for step in steps], float)[:, :MOST_UNITS]
     bins = _binned(len(steps))
     state = np.stack([state[bin].mean(0) for bin in bins])  # [columns, units]
     top = max(float(np.nanmax(np.abs(state))), 1e-9) if np.isfinite(state).any() else 1.0
@@ -207,7 +207,7 @@ def _lines(steps, lines, names, log: bool = False) -> str:
     """Curves over the words, a label at the end of each."""
     tall, values = 170, []
     for name, numbers in lines:
-        y = np.array([np.nan if v is None else v for v in numbers], float)
+        y = np.array(numbers, float)
         values.append((name, np.log10(np.where(y > 0, y, np.nan)) if log else y))
     every = np.concatenate([y for _, y in values])
     every = every[np.isfinite(every)]

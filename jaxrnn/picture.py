@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxrnn.plots import COLOURS
 from jaxrnn.runs import storing
 
 INK, GREY, PALE = "#2f2f2f", "#8a8a8a", "#e6e6e6"
-COLOURS = ("#4878a8", "#d1603d", "#6a9f58", "#8f6bb3", "#c2a23a", "#5aa9a4")
 ALL_WORDS = 40  # up to here every word is written below the picture
 LARGEST = 230.0  # ln of 1e100: the ticks of an axis that reaches much further overflow
 MOST_LINES = 6  # classes drawn after each word: the likeliest at the end
@@ -47,10 +47,6 @@ def picture(found: dict[str, Any], path: Path) -> Path:
     return path
 
 
-def _numbers(values: Sequence) -> np.ndarray:
-    return np.array([np.nan if v is None else v for v in values], float)
-
-
 def _plain(axis: Any, title: str) -> None:
     axis.set_title(title, fontsize=10.5, loc="left", color=INK)
     for side in ("top", "right"):
@@ -63,7 +59,7 @@ def _plain(axis: Any, title: str) -> None:
 
 
 def _states(figure: Any, axis: Any, found: dict[str, Any]) -> None:
-    state = np.stack([_numbers(step["state"]) for step in found["steps"]], 1)  # [H, T]
+    state = np.array([step["state"] for step in found["steps"]], float).T  # [H, T]
     net = found["network"]
     top = max(1e-6, float(np.nanmax(np.abs(state)))) if np.isfinite(state).any() else 1.0
     shown = axis.imshow(state, aspect="auto", cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest",
@@ -94,7 +90,7 @@ def _answers(axis: Any, found: dict[str, Any]) -> None:
     likeliest = sorted(found["probabilities"], key=lambda name: -(found["probabilities"][name] or 0))[:MOST_LINES]
     colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(found["probabilities"])}
     for name in likeliest:
-        p = _numbers([step["probabilities"][name] for step in steps])
+        p = np.array([step["probabilities"][name] for step in steps], float)
         axis.plot(at, p, color=colour[name], marker=marker, markersize=4, linewidth=1.8, label=_drawable(name))
     _plain(axis, "probability of each label if the text ended here")
     axis.set_ylim(-0.03, 1.03)
@@ -109,15 +105,15 @@ def _gradients(axis: Any, found: dict[str, Any]) -> None:
     at = np.arange(1, len(steps) + 1)
     marker = "o" if len(steps) <= ALL_WORDS else None
     lines = (
-        ("‖∂L/∂h‖", _numbers([step["grad_state_norm"] for step in steps]), COLOURS[0]),
-        ("‖∂h_T/∂h_t‖", np.exp(np.clip(_numbers(found["flow"]["log_norms"]), -LARGEST, LARGEST)), COLOURS[1]),
+        ("‖∂L/∂h‖", np.array([step["grad_state_norm"] for step in steps], float), COLOURS[0]),
+        ("‖∂h_T/∂h_t‖", np.exp(np.clip(np.array(found["flow"]["log_norms"], float), -LARGEST, LARGEST)), COLOURS[1]),
     )
     for name, values, colour in lines:
         values = np.clip(np.where(values > 0, values, np.nan), np.exp(-LARGEST), np.exp(LARGEST))
         axis.plot(at, values, color=colour, marker=marker, markersize=4, linewidth=1.8, label=name)
     slope = found["flow"]["log_slope"]
     if slope is not None:
-        fit = np.exp(np.clip(_numbers(found["flow"]["fit"]), -LARGEST, LARGEST))
+        fit = np.exp(np.clip(np.array(found["flow"]["fit"], float), -LARGEST, LARGEST))
         told = f"fit: × {np.exp(min(slope, 700)):.3g} a step"
         axis.plot(at, fit, color=COLOURS[1], linewidth=1, linestyle=(0, (4, 3)), label=told)
     _plain(axis, f"norm of the gradient at each step: {found['flow']['verdict']}")

@@ -8,8 +8,8 @@ import numpy as np
 
 from jaxrnn.runs import storing
 
-TRAIN, VALID, BEST, GREY = "#4878a8", "#d1603d", "#2f2f2f", "#8a8a8a"
-LINES = (TRAIN, VALID, "#6a9f58", "#8f6bb3", "#c2a23a", "#5aa9a4")
+COLOURS = ("#4878a8", "#d1603d", "#6a9f58", "#8f6bb3", "#c2a23a", "#5aa9a4")  # of curves
+TRAIN, VALID, BEST, GREY = *COLOURS[:2], "#2f2f2f", "#8a8a8a"
 MOST_MAPS = 4  # of layers and directions, from below
 MOST_CLASSES = 30  # of a confusion matrix whose cells are still legible
 
@@ -110,7 +110,7 @@ def gradient_flow(
     names = [f"layer {one['layer']}, {one['direction']}" for one in records[0]["flow"]]
     epochs = np.array([record["step"] / steps for record in records])
     edges = np.concatenate([epochs[:1], (epochs[1:] + epochs[:-1]) / 2, epochs[-1:]])
-    maps = [_numbers([record["flow"][place]["log_norms"] for record in records]).T / np.log(10)
+    maps = [np.array([record["flow"][place]["log_norms"] for record in records], float).T / np.log(10)
             for place in range(min(len(names), MOST_MAPS))]  # fmt: skip
     maps = [values - values[:1] for values in maps]
     sizes = np.abs(np.concatenate([values[np.isfinite(values)] for values in maps]))
@@ -125,8 +125,8 @@ def gradient_flow(
         axis.set_title(told, fontsize=10, loc="left")
         figure.colorbar(drawn, ax=axis, fraction=0.03, pad=0.01).ax.tick_params(labelsize=8)
     below.axhspan(-healthy, healthy, color="#dcebd7", zorder=0)
-    for place, (name, colour) in enumerate(zip(names, LINES * len(names), strict=False)):
-        slopes = _numbers([record["flow"][place]["log_slope"] for record in records])
+    for place, (name, colour) in enumerate(zip(names, COLOURS * len(names), strict=False)):
+        slopes = np.array([record["flow"][place]["log_slope"] for record in records], float)
         below.plot(epochs, slopes, color=colour, linewidth=1.6, marker="o", markersize=3, label=name)
     below.set_title("ln of what one step back through the recurrence multiplies the gradient by   (green: healthy)",
                     fontsize=10, loc="left")  # fmt: skip
@@ -137,7 +137,3 @@ def gradient_flow(
     if title:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return _save(figure, path)
-
-
-def _numbers(values: Any) -> np.ndarray:
-    return np.array(values, dtype=object).astype(float)

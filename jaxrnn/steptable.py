@@ -48,7 +48,7 @@ def power(log: float) -> float:
 def norm(vector: Any) -> str:
     if vector is None or isinstance(vector, int):
         return "-"
-    values = np.array([np.nan if v is None else v for v in vector])
+    values = np.array(vector, float)
     top = float(np.abs(values).max(initial=0.0))
     return number(top * float(np.linalg.norm(values / top)) if top > 0 else top)  # the square of 1e200 is none
 
