@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,13 @@ def learn(
     summary["status"] = "completed"
     advice = flowlog.told(flows, settings, group)
     say(outline.results(summary) + (f"{advice}\n" if advice else ""))
+
+
+def bare(settings: Settings) -> Settings:
+    """A job of a sweep measures the flow of its gradient, and draws, only where that is asked for."""
+    flow, plots = settings.flow, settings.plots
+    flow = {"every_steps": None} if flow["every_steps"] == "auto" else flow
+    return replace(settings, flow=flow, plots="never" if plots == "auto" else plots)
 
 
 def draw(settings: Settings, folder: Path, records: list[dict[str, Any]], test: dict[str, Any]) -> None:

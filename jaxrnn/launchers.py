@@ -1,8 +1,10 @@
-"""Who runs the jobs of a sweep: name(tasks, ended). A task runs one job; `ended` hears how, in the calling thread.
+"""Who runs the jobs of a sweep: launch(tasks, ended). `ended` hears how each went, in the calling thread.
 
 basic       one after another
 population  as many at once as there are cores, each job on a thread: XLA computes without Python's lock, and one
             compiled program serves all threads
+
+Launchers that are installed for Hydra itself are in `processes`.
 """
 
 import threading
@@ -13,6 +15,7 @@ from typing import Any, NamedTuple
 
 from jaxrnn import command, devices
 from jaxrnn.job import Halt
+from jaxrnn.settings import Settings
 
 ASKED_EVERY = 0.2  # seconds between two looks for a polite stop
 
@@ -27,13 +30,20 @@ class Outcome(NamedTuple):
     error: BaseException | None = None
 
 
-Task = Callable[[Halt | None], Outcome]
+class Task(NamedTuple):
+    """A job to run. `run`, in this process: it is given what to ask for a polite stop."""
+
+    number: int
+    settings: Settings
+    run: Callable[[Halt | None], Outcome]
+
+
 Ended = Callable[[Outcome], None]
 
 
 def basic(tasks: Sequence[Task], ended: Ended) -> None:
     for task in tasks:
-        outcome = task(None)
+        outcome = task.run(None)
         ended(outcome)
         if isinstance(outcome.error, KeyboardInterrupt):
             raise outcome.error
@@ -43,7 +53,7 @@ def population(tasks: Sequence[Task], ended: Ended) -> None:
     """A polite stop is heard by every running job, which saves itself; those that wait do not start."""
     stop: KeyboardInterrupt | None = None
     with ThreadPoolExecutor(devices.cores()) as pool, command.put_off() as arrived:
-        left: set[Future[Outcome]] = {pool.submit(task, lambda: stop) for task in tasks}
+        left: set[Future[Outcome]] = {pool.submit(task.run, lambda: stop) for task in tasks}
         try:
             while left:
                 done, left = wait(left, ASKED_EVERY, FIRST_COMPLETED)
@@ -59,7 +69,7 @@ def population(tasks: Sequence[Task], ended: Ended) -> None:
         raise stop
 
 
-MEMBERS = {"basic": basic, "population": population}
+OURS = {"basic": basic, "population": population}
 
 
 class Room:

@@ -13,7 +13,8 @@ from jaxrnn import config
 from jaxrnn.errors import ConfigurationError, unknown
 from jaxrnn.settings import Settings
 
-LAUNCHERS = ("basic", "population")
+LAUNCHERS = ("basic", "population")  # our own
+PACKAGES = {"joblib": "hydra-joblib-launcher", "submitit": "hydra-submitit-launcher", "ray": "hydra-ray-launcher"}
 MOST_REFUSALS = 10  # that are said
 
 
@@ -23,6 +24,8 @@ class Plan(NamedTuple):
     directory: str | None  # if one was named
     launcher: str
     jobs: list[Settings]
+    hydra: list[str] = []  # words of the command line that are about the launcher
+    config_dir: str | None = None
 
 
 class Value(NamedTuple):
@@ -38,7 +41,7 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan:
 
     All of them are checked before any starts; the refusal has one line for each bad job.
     """
-    directory, launcher = None, "basic"
+    directory, launcher, hydra = None, "basic", []
     with config.opened(config_dir) as loader:
         choices = []
         for line, override in zip(overrides, parsed(loader, overrides), strict=True):
@@ -46,14 +49,18 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan:
             if key == "hydra.sweep.dir":
                 directory = str(override.value())
             elif key == "hydra/launcher":
-                if (launcher := str(override.value())) not in LAUNCHERS:
-                    raise ConfigurationError(unknown("hydra/launcher", launcher, LAUNCHERS))
+                launcher = known_launcher(loader, str(override.value()))
+                hydra.append(line)
+            elif key.startswith("hydra.launcher."):
+                hydra.append(line)
             elif override.is_sweep_override():
                 choices.append(list(values(loader, override)))
                 if not choices[-1]:
                     raise ConfigurationError(f"{line}: expected at least one value to sweep over, found none")
             elif key != "hydra.run.dir":
                 choices.append([Value(line)])
+        if hydra:  # the words about the launcher are checked with those of the first job
+            config.composed(loader, [*hydra, *(values[0].line for values in choices)])
         jobs, refused = [], []
         for number, found in enumerate(settings(loader, itertools.product(*choices))):
             if isinstance(found, Settings):
@@ -63,7 +70,18 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan:
     if refused:
         more = [f"and {len(refused) - MOST_REFUSALS} more jobs"] if len(refused) > MOST_REFUSALS else []
         raise ConfigurationError("\n".join(refused[:MOST_REFUSALS] + more))
-    return Plan(directory, launcher, jobs)
+    return Plan(directory, launcher, jobs, hydra, config_dir)
+
+
+def known_launcher(loader: Any, name: str) -> str:
+    """The name, if there is such a launcher: ours, or one that is installed for Hydra."""
+    known = loader.get_group_options("hydra/launcher")
+    package = PACKAGES.get(name.partition("_")[0])
+    if name not in known and package:
+        raise ConfigurationError(f"hydra/launcher={name} needs a package that is not installed: pip install {package}")
+    if name not in known:
+        raise ConfigurationError(unknown("hydra/launcher", name, known))
+    return name
 
 
 def parsed(loader: Any, overrides: Sequence[str]) -> list[Any]:

@@ -11,16 +11,15 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxrnn import command, devices, group, job, launchers, progress, report, results, runs
-from jaxrnn.errors import ArtefactError, BusyError
+from jaxrnn import command, devices, group, job, launchers, processes, progress, report, results, runs
+from jaxrnn.errors import ArtefactError, BusyError, ConfigurationError
 from jaxrnn.group import Group
 from jaxrnn.job import Halt
-from jaxrnn.launchers import Outcome, Room
+from jaxrnn.launchers import Outcome, Room, Task
 from jaxrnn.planning import Plan
 from jaxrnn.settings import Settings
 
@@ -40,15 +39,16 @@ class Runner:
     "valid", "best", "seconds"}. Where it returns True the job ends there: saved, not tested, its status "pruned".
     """
 
-    def __init__(self, folder: Path, launcher: str):
-        self.folder, self.launch = folder, launchers.MEMBERS[launcher]
+    def __init__(self, folder: Path, launcher: str, hydra: Sequence[str] = (), config_dir: str | None = None):
+        self.folder = folder
+        self.launch = launchers.OURS.get(launcher) or processes.Processes(folder, hydra, config_dir)
         self.entries: dict[int, dict[str, Any]] = entries(folder)
         self.groups: dict[str, Group] = {}
         self.making, self.room = threading.Lock(), Room(devices.cores())
 
     def run(self, jobs: Sequence[tuple[int, Settings]], watch: Watch | None = None) -> list[Outcome]:
         """How each job ended, in their order; BusyError where the folder holds another job of that number."""
-        jobs = [(number, bare(settings)) for number, settings in jobs]
+        jobs = [(number, job.bare(settings)) for number, settings in jobs]
         found: dict[int, Outcome] = {}
         told = names(jobs, [entry.get("overrides") or [] for entry in self.entries.values()])
         for number, settings in jobs:
@@ -69,8 +69,10 @@ class Runner:
             self.write()
             tell(told[outcome.number], outcome)
 
-        tasks = [partial(self.one, number, settings, watch) for number, settings in jobs if number not in found]
-        keys = [group.key(task.args[1]) for task in tasks]
+        if watch and isinstance(self.launch, processes.Processes):
+            raise ConfigurationError("jobs in other processes cannot be pruned: expected hydra/launcher=population")
+        tasks = [Task(n, s, partial(self.one, n, s, watch)) for n, s in jobs if n not in found]
+        keys = [group.key(task.settings) for task in tasks]
         rank = {key: n for n, key in enumerate(dict.fromkeys(keys))}  # one group after the other, however jobs mix them
         self.launch([task for _, task in sorted(zip(keys, tasks, strict=True), key=lambda pair: rank[pair[0]])], ended)
         return [found[number] for number, _ in jobs]
@@ -111,11 +113,21 @@ class Runner:
 
 
 @contextmanager
-def opened(directory: str | None, launcher: str, experiment: str = "default") -> Iterator[Runner]:
-    """A Runner in that folder, or in a new one below runs/<experiment>/, of which nobody else is the writer."""
+def opened(
+    directory: str | None,
+    launcher: str,
+    experiment: str = "default",
+    *,
+    hydra: Sequence[str] = (),
+    config_dir: str | None = None,
+) -> Iterator[Runner]:
+    """A Runner in that folder, or in a new one below runs/<experiment>/, of which nobody else is the writer.
+
+    `hydra`: the words about a launcher that is not ours, as "hydra/launcher=joblib", "hydra.launcher.n_jobs=2".
+    """
     folder = Path(directory) if directory else runs.new_folder(experiment, prefix="sweep_")
     with runs.locked(folder):
-        yield Runner(folder, launcher)
+        yield Runner(folder, launcher, hydra, config_dir)
 
 
 def sweep(plan: Plan) -> int:
@@ -128,7 +140,8 @@ def sweep(plan: Plan) -> int:
             print(f"job {number}: {' '.join(settings.overrides)}")
         print(f"dry run: {len(plan.jobs)} jobs, all of them sound; nothing was made or trained", flush=True)
         return 0
-    with opened(plan.directory, plan.launcher, plan.jobs[0].experiment) as runner:
+    name = plan.jobs[0].experiment
+    with opened(plan.directory, plan.launcher, name, hydra=plan.hydra, config_dir=plan.config_dir) as runner:
         if runner.entries and set(runner.entries) != set(range(len(plan.jobs))):
             raise BusyError(f"{runner.folder} already holds a sweep of other jobs: choose another folder, or give none")
         outcomes = runner.run(list(enumerate(plan.jobs)))
@@ -166,13 +179,6 @@ def ended_before(folder: Path, number: int) -> Outcome | None:
     return Outcome(number, summary["status"], 0, summary) if ended else None
 
 
-def bare(settings: Settings) -> Settings:
-    """A job of a sweep measures the flow of its gradient, and draws, only where that is asked for."""
-    flow, plots = settings.flow, settings.plots
-    flow = {"every_steps": None} if flow["every_steps"] == "auto" else flow
-    return replace(settings, flow=flow, plots="never" if plots == "auto" else plots)
-
-
 def names(jobs: Sequence[tuple[int, Settings]], others: Sequence[Sequence[str]] = ()) -> dict[int, str]:
     """How each job is called in the lines about it: by its number and what is not the same for all, others included."""
     every = [set(lines) for lines in (*others, *(settings.overrides for _, settings in jobs))]
@@ -192,4 +198,5 @@ def tell(name: str, outcome: Outcome) -> None:
     if outcome.code == 1:
         traceback.print_exception(error)
     if outcome.status == "failed":
-        print(f"job {outcome.number}: {error if outcome.code != 1 else repr(error)}", file=sys.stderr, flush=True)
+        told = str(error) if outcome.code != 1 else traceback.format_exception_only(error)[-1].strip()
+        print(f"job {outcome.number}: {told.splitlines()[-1]}", file=sys.stderr, flush=True)

@@ -25,7 +25,7 @@ LAYER = {
     **dict.fromkeys(["train", "evaluate", "predict", "explain", "report", "export", "doctor"], COMMANDS),
     "front_door": "the front door",
     **dict.fromkeys(["command", "usage", "progress", "outline", "flowlog", "paired"], COMMANDS),
-    **dict.fromkeys(["job", "group", "sweep", "launchers", "study"], COMMANDS),
+    **dict.fromkeys(["job", "group", "sweep", "launchers", "processes", "study"], COMMANDS),
 }
 BELOW = {
     NOUNS: {NOUNS},
