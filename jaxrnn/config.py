@@ -18,6 +18,7 @@ from jaxrnn.errors import ConfigurationError, unknown
 from jaxrnn.settings import Settings
 
 VERSION_BASE = "1.3"
+LAUNCHERS = {"joblib": "hydra-joblib-launcher", "submitit": "hydra-submitit-launcher", "ray": "hydra-ray-launcher"}
 LARGEST_YAML = 1 << 16  # bytes of a member of the user's own
 SWEEPERS = ("basic", "optuna")
 
@@ -225,6 +226,8 @@ def refusal(error: BaseException, loader: Any, overrides: Sequence[str]) -> Conf
         return ConfigurationError(f"cannot read {error.override!r}: expected key=value, quoted where it has blanks")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
+        if group == "hydra/launcher" and (package := LAUNCHERS.get(name.partition("_")[0])):
+            return ConfigurationError(f"{group}={name} needs a package that is not here: pip install {package}")
         return ConfigurationError(unknown(group, name, error.options or loader.get_group_options(group)))
     if "--multirun" in str(error):
         line = re.findall(r"'([^']*=[^']*)'", first)

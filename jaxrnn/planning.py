@@ -10,11 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxrnn import config
-from jaxrnn.errors import ConfigurationError, unknown
+from jaxrnn.errors import ConfigurationError
 from jaxrnn.settings import Settings
 
 LAUNCHERS = ("basic", "population")  # our own
-PACKAGES = {"joblib": "hydra-joblib-launcher", "submitit": "hydra-submitit-launcher", "ray": "hydra-ray-launcher"}
 MOST_REFUSALS = 10  # that are said
 
 
@@ -49,7 +48,7 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan:
             if key == "hydra.sweep.dir":
                 directory = str(override.value())
             elif key == "hydra/launcher":
-                launcher = known_launcher(loader, str(override.value()))
+                launcher = str(override.value())
                 hydra.append(line)
             elif key.startswith("hydra.launcher."):
                 hydra.append(line)
@@ -71,17 +70,6 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan:
         more = [f"and {len(refused) - MOST_REFUSALS} more jobs"] if len(refused) > MOST_REFUSALS else []
         raise ConfigurationError("\n".join(refused[:MOST_REFUSALS] + more))
     return Plan(directory, launcher, jobs, hydra, config_dir)
-
-
-def known_launcher(loader: Any, name: str) -> str:
-    """The name, if there is such a launcher: ours, or one that is installed for Hydra."""
-    known = loader.get_group_options("hydra/launcher")
-    package = PACKAGES.get(name.partition("_")[0])
-    if name not in known and package:
-        raise ConfigurationError(f"hydra/launcher={name} needs a package that is not installed: pip install {package}")
-    if name not in known:
-        raise ConfigurationError(unknown("hydra/launcher", name, known))
-    return name
 
 
 def parsed(loader: Any, overrides: Sequence[str]) -> list[Any]:

@@ -1,6 +1,8 @@
 """Sweeps: a job is the run it would be alone, a group compiles once, one bad job is one bad job."""
 
+import importlib.util
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from jaxrnn import command, config, job, planning, runs, sweep, train
 
 TINY = ["hidden_size=8", "input.size=4", "batch_size=16", "epochs=3", "dataset.train_rows=64"]
 TINY += ["dataset.valid_rows=20", "dataset.test_rows=30", "patience=1"]
+FAILS = ["optimizer=sgd", "optimizer.learning_rate=1e+38,0.01", "clip_global_norm=null", "init_scale=100"]
+ROOT = Path(__file__).resolve().parent.parent
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
@@ -101,3 +105,40 @@ def test_a_watch_prunes_one_job_and_it_stays_pruned():
     assert sorted(pair[:2] for pair in heard) == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2)]
     assert len(records("s/1")) == 2 and "test" not in outcomes[1].summary
     assert jobs("s") == [(0, "completed", 0), (1, "pruned", 0)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher", [["joblib", "hydra.launcher.n_jobs=2"], ["submitit_local"]], ids=lambda words: words[0]
+)
+def test_jobs_in_other_processes_are_the_jobs_of_this_one(capsys, monkeypatch, launcher):
+    if importlib.util.find_spec(f"hydra_plugins.hydra_{launcher[0].partition('_')[0]}_launcher") is None:
+        pytest.skip("this launcher is not installed")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    line = ["-m", *TINY, *FAILS, "seed=0,1"]
+    code, out, _ = call(*line, "hydra.sweep.dir=here", capsys=capsys)
+    found = call(*line, "hydra.sweep.dir=there", f"hydra/launcher={launcher[0]}", *launcher[1:], capsys=capsys)
+    assert (code, found[0]) == (4, 4) and out[-1] == "sweep: here" and found[1][-1] == "sweep: there"
+    assert jobs("here") == jobs("there") and [code for *_, code in jobs("there")] == [4, 4, 0, 0]
+    assert records("here/2") == records("there/2")
+    assert not {path.name for path in Path("there").iterdir()} - {
+        "0",
+        "1",
+        "2",
+        "3",
+        "sweep.json",
+        "run.lock",
+        ".submitit",
+    }
+    again = call(*line, "hydra.sweep.dir=there", f"hydra/launcher={launcher[0]}", *launcher[1:], capsys=capsys)
+    assert again[0] == 4 and sum("left alone" in text for text in again[1]) == 2
+
+
+def test_a_launcher_that_is_not_there_is_refused_with_what_to_install(capsys):
+    assert call("-m", "seed=0,1", "hydra/launcher=ray", capsys=capsys)[::2] == (
+        2, ["jaxrnn.train: hydra/launcher=ray needs a package that is not here: pip install hydra-ray-launcher"],
+    )  # fmt: skip
+    code, _, (told,) = call("-m", "seed=0,1", "hydra/launcher=populatoin", capsys=capsys)
+    assert code == 2 and "'population'" in told
+    code, _, (told,) = call("-m", "seed=0,1", "hydra/launcher=population", "hydra.launcher.n_jobs=2", capsys=capsys)
+    assert code == 2 and "hydra.launcher.n_jobs" in told
