@@ -138,7 +138,8 @@ def test_a_folder_of_ones_own_members(tmp_path):
 
 
 def test_a_sweep_is_every_combination_the_last_key_turning_fastest():
-    directory, _, jobs = planning.planned(["cell=vanilla,gru", "seed=range(0,2)", "epochs=3", "hydra.sweep.dir=here"])
+    plan = planning.planned(["cell=vanilla,gru", "seed=range(0,2)", "epochs=3", "hydra.sweep.dir=here"])
+    directory, jobs = plan.directory, plan.jobs
     assert directory == "here"
     assert [(job.cell.name, job.seed, job.epochs) for job in jobs] == [
         ("vanilla", 0, 3), ("vanilla", 1, 3), ("gru", 0, 3), ("gru", 1, 3),

@@ -4,6 +4,9 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import jax
@@ -91,7 +94,7 @@ def test_jobs_measure_the_flow_of_the_gradient_only_where_it_is_asked_for(capsys
 
 
 def test_a_watch_prunes_one_job_and_it_stays_pruned():
-    _, _, chosen = planning.planned([*TINY, "seed=0,1", "patience=null"])
+    chosen = planning.planned([*TINY, "seed=0,1", "patience=null"]).jobs
     heard = []
 
     def watch(number, record):
@@ -142,3 +145,40 @@ def test_a_launcher_that_is_not_there_is_refused_with_what_to_install(capsys):
     assert code == 2 and "'population'" in told
     code, _, (told,) = call("-m", "seed=0,1", "hydra/launcher=population", "hydra.launcher.n_jobs=2", capsys=capsys)
     assert code == 2 and "hydra.launcher.n_jobs" in told
+
+
+@pytest.mark.slow
+def test_a_population_that_was_stopped_or_killed_does_what_is_missing(capsys):
+    line = ["-m", *TINY, "seed=range(4)", "epochs=60", "patience=null", "checkpoint.every_steps=20"]
+    line.append("hydra/launcher=population")
+    assert call(*line, "hydra.sweep.dir=whole", capsys=capsys)[0] == 0
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+    }
+    words = [sys.executable, "-m", "jaxrnn.train", *line, "hydra.sweep.dir=cut"]
+    codes = []
+    for number, sent in ((1, signal.SIGTERM), (2, signal.SIGKILL)):
+        process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            log = Path("cut", str(number), "metrics.jsonl")
+            while process.poll() is None and (not log.exists() or len(log.read_bytes().splitlines()) < 25):
+                time.sleep(0.002)
+            process.send_signal(sent)
+            codes.append(process.wait(60))
+        finally:
+            process.kill()
+        if sent == signal.SIGTERM:
+            states = {status for _, status, _ in jobs("cut")}
+            assert "stopped" in states and states <= {"completed", "stopped", "waiting"}
+            assert list(Path("cut", "1", "checkpoints").glob("step_*"))
+    assert codes == [143, -signal.SIGKILL] and {status for _, status, _ in jobs("cut")} != {"completed"}
+    code, out, err = call(*line, "hydra.sweep.dir=cut", capsys=capsys)
+    assert (code, err) == (0, []) and any("left alone" in text for text in out)
+    assert jobs("cut") == jobs("whole")
+    for number in map(str, range(4)):
+        assert records(f"cut/{number}") == records(f"whole/{number}")
+        np.testing.assert_equal(
+            runs.load_model(Path("cut", number)).arrays, runs.load_model(Path("whole", number)).arrays
+        )
+    assert call(*line[:-1], "seed=range(3)", "hydra.sweep.dir=cut", capsys=capsys)[0] == 6
