@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrnn.errors import NumericalError
 from jaxrnn.programs import Programs, build, gather, make_answers, whole
-from jaxrnn.resuming import EMPTY, Log, Position, Refused, kept, sound
+from jaxrnn.resuming import EMPTY, Log, Position, Refused
 from jaxrnn.types import Hyper, TrainState
 
 __all__ = ["Programs", "Report", "build", "fit", "gather", "logits", "make_answers", "measure", "whole"]
@@ -69,24 +69,26 @@ def fit(
         order = plan(epoch - 1)
         at, logs = (0, [EMPTY]) if now.ended else (now.batch, [now.log])
         stop = len(order) if max_steps is None else min(len(order), at + max_steps - done)
-        seconds, news = 0.0, []
+        seconds, news, settled = 0.0, [], False
         while at < stop:
             until = stop if pace is None and stop <= 8 else min(stop, at + (8 if pace is None else max(1, int(pace))))
             until = min([until, *(at + every - done % every for every in report_every)])
             began = time.perf_counter()
-            state, log, numbers = _updated(programs, hyper, order, state, at, until)
-            spent = time.perf_counter() - began
-            if numbers is None:
-                pace = (until - at) * seconds_between / spent
-            done, at, seconds = done + len(log.loss), at + len(log.loss), seconds + spent
-            logs.append(log)
-            news.append(log)
-            if at < stop and (numbers is None or len(log.loss)):
+            state, log, made = programs.segment(state, hyper, programs.data, order, *_from_to(at, until, until == stop))
+            made = int(made)  # waits for the device
+            spent, good = time.perf_counter() - began, made == until - at
+            settled = good and until == stop
+            pace = made * seconds_between / spent if good else pace
+            log = Log(*(np.asarray(field)[at : at + made + 1] for field in log))
+            logs.append(Log(*(field[:made] for field in log)))
+            news.append(logs[-1])
+            done, at, seconds = done + made, at + made, seconds + spent
+            if at < stop and (good or made):
                 now = Position(done, epoch, at, False, best, waited, refused, _joined(logs))
                 yield Report(epoch, done, at, _joined(news), None, None, False, seconds, state, now)
                 news = []
-            if numbers is not None:
-                guilty = Refused(done + 1, epoch, at, numbers[0], numbers[1], order[at])
+            if not good:
+                guilty = Refused(done + 1, epoch, at, float(log.loss[made]), float(log.grad_norm[made]), order[at])
                 last = refused + 1 >= nonfinite_limit
                 if not last:
                     refused, done, at = refused + 1, done + 1, at + 1
@@ -96,6 +98,8 @@ def fit(
                 yield Report(epoch, done, at, EMPTY, None, None, False, seconds, state, now, guilty)
                 if last:
                     raise NumericalError(_not_finite(guilty))
+        if not settled:
+            state, *_ = programs.segment(state, hyper, programs.data, order, *_from_to(at, at, True))
         whole = Log(*(field.astype(np.float64) for field in _joined(logs)))
         rows = max(whole.weight.sum(), 1.0)
         train = {"loss": float((whole.loss * whole.weight).sum() / rows), "accuracy": float(whole.correct.sum() / rows)}
@@ -107,27 +111,8 @@ def fit(
         yield Report(epoch, done, at, _joined(news), train, valid, improved, seconds, state, now)
 
 
-def _updated(programs, hyper, order, state, at, until):
-    """Updates at .. until - 1, up to the first that is not finite or makes the state so.
-
-    -> (state, Log of the updates made, loss and gradient norm of the refused one or None)
-    """
-    after, log, finite = programs.segment(state, hyper, programs.data, order, np.int32(at), np.int32(until))
-    log = Log(*(np.asarray(field)[at:until] for field in log))
-    if finite:
-        return after, log, None
-    if sound(kept(programs, after)):
-        made = int(np.argmin(np.isfinite(log.loss) & np.isfinite(log.grad_norm)))
-        return after, Log(*(field[:made] for field in log)), (float(log.loss[made]), float(log.grad_norm[made]))
-    if until - at == 1:
-        return state, EMPTY, (float(log.loss[0]), float(log.grad_norm[0]))
-    logs, numbers = [EMPTY], None
-    for one in range(at, until):  # again, one by one: which of them it was
-        state, log, numbers = _updated(programs, hyper, order, state, one, one + 1)
-        logs.append(log)
-        if numbers is not None:
-            break
-    return state, _joined(logs), numbers
+def _from_to(begin, end, last):
+    return np.int32(begin), np.int32(end), np.bool_(last)
 
 
 def _joined(logs):

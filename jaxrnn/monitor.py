@@ -172,15 +172,15 @@ def watched(
 ) -> Iterator[Any]:
     """The same reports; `tell` gets a record at every multiple of `every`, before the report, and one of the end.
 
-    `measure(params)` gives the readings. `first()` is the state before the first update, where this run made it.
+    `measure(state)` gives the readings. `first()` is the state before the first update, where this run made it.
     """
     now, told = None, None
     if first is not None:
-        tell(record(measure(first().params), 0, 0))
+        tell(record(measure(first()), 0, 0))
     for now in reports:
         if now.step % every == 0 and now.step != told:
-            tell(record(measure(now.state.params), now.step, now.epoch))
+            tell(record(measure(now.state), now.step, now.epoch))
             told = now.step
         yield now
     if now is not None and now.step != told:
-        tell(record(measure(now.state.params), now.step, now.epoch))
+        tell(record(measure(now.state), now.step, now.epoch))

@@ -8,6 +8,8 @@ A rate, a decay or a clip baked into an optax transformation would be a constant
 """
 
 import inspect
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,17 +26,29 @@ def transformation(name: str, **settings) -> optax.GradientTransformation:
         known = [n for n in dir(optax) if n.islower() and not n.startswith("_") and _takes_rate(getattr(optax, n))]
         raise ConfigurationError(unknown("optimizer", name, known))
     arguments = inspect.signature(make).parameters
+    if name in ("adam", "adamw") and settings.keys() <= {"b1", "b2", "eps", "rows"}:
+        return adam(**settings)
     for key in settings:
         if key not in arguments:
             raise ConfigurationError(unknown(f"setting of optimizer {name}", key, arguments))
-    if name in ("adam", "adamw") and settings.keys() <= {"b1", "b2", "eps"}:
-        return adam(**settings)
     if "weight_decay" in arguments:
         settings["weight_decay"] = 0.0  # the chain's own decay stands beside it, as an argument
-    return _guarded(make(learning_rate=1.0, **settings))
+    return make(learning_rate=1.0, **settings)
 
 
-def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformationExtraArgs:
+class Adam(NamedTuple):
+    """An optax transformation whose numbers can be read, and that knows the update of one array."""
+
+    init: Callable  # params -> optax.ScaleByAdamState
+    update: Callable  # (gradients, state, params) -> (updates, state)
+    one: Callable  # (gradient, m, v, count) -> (update, m, v), `count` with this update
+    b1: float
+    b2: float
+    eps: float
+    rows: str  # what becomes of an embedding table: dense or deferred, see `tables`
+
+
+def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, rows: str = "dense") -> Adam:
     """Adam (Kingma and Ba 2015) at rate 1, the numbers of `optax.adam`, with a third less traffic on wide tables.
 
     The parameters are moved by the moments that were just written, not by the same moments computed once more from
@@ -45,29 +59,20 @@ def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.Gradien
         zeros = jax.tree.map(jnp.zeros_like, params)
         return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
 
-    def update(gradients, state, params=None, *, finite=True):
-        def moment(old, g, decay):
-            return jnp.where(finite, decay * old + (1 - decay) * g, old)
+    def one(g, m, v, count):
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        return -(m / (1 - b1**count)) / (jnp.sqrt(v / (1 - b2**count)) + eps), m, v
 
-        mu = jax.tree.map(lambda m, g: moment(m, g, b1), state.mu, gradients)
-        nu = jax.tree.map(lambda v, g: moment(v, g * g, b2), state.nu, gradients)
+    def update(gradients, state, params=None):
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, gradients)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, gradients)
         mu, nu = jax.lax.optimization_barrier((mu, nu))
-        count = state.count + jnp.asarray(finite, jnp.int32)
-        one, two = 1 - b1**count, 1 - b2**count
-        updates = jax.tree.map(lambda m, v: -(m / one) / (jnp.sqrt(v / two) + eps), mu, nu)
+        count = state.count + 1
+        first, second = 1 - b1**count, 1 - b2**count
+        updates = jax.tree.map(lambda m, v: -(m / first) / (jnp.sqrt(v / second) + eps), mu, nu)
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _guarded(transformation):
-    """The same rule, its memory left as it was by a gradient that is not finite."""
-
-    def update(gradients, state, params=None, *, finite=True):
-        updates, new = transformation.update(gradients, state, params)
-        return updates, jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
-
-    return optax.GradientTransformationExtraArgs(transformation.init, update)
+    return Adam(init, update, one, b1, b2, eps, rows)
 
 
 def _takes_rate(make):
@@ -125,11 +130,11 @@ def clip(gradients, hyper: Hyper, before, norm=optax.tree.norm):
     return jax.tree.map(lambda g: g * scale, elementwise(gradients))
 
 
-def apply(params, updates, learning_rate, hyper: Hyper, finite=True):
-    """p + rate * (update - weight_decay * p) where `finite`, else p; vectors (biases) do not decay."""
+def apply(params, updates, learning_rate, hyper: Hyper):
+    """p + rate * (update - weight_decay * p); vectors (biases) do not decay."""
 
     def leaf(p, u):
         decay = hyper.weight_decay * p if p.ndim > 1 else 0
-        return jnp.where(finite, p + learning_rate * (u - decay), p).astype(p.dtype)
+        return (p + learning_rate * (u - decay)).astype(p.dtype)
 
     return jax.tree.map(leaf, params, updates)

@@ -1,7 +1,7 @@
 """Training as three compiled programs: `init`, `segment` (many updates) and `answers` (a pass over rows).
 
     state = init(seed, init_scale)
-    state, log, finite = segment(state, hyper, data, order [S, B], begin, end)    updates begin .. end - 1
+    state, log, made = segment(state, hyper, data, order [S, B], begin, end, last)    updates begin .. end - 1
     sums, logits = answers(params, data, order, end)
 
 and, where it is asked for, a fourth that measures how the gradient flows (see `monitor`).
@@ -12,7 +12,7 @@ comes from outside, the randomness of update n is fold_in(key, n): a run can be 
 
 On several devices each one carries its columns of an order through time. The embedding table and the optimizer's memory
 of it are cut by rows: ids go to all, each device answers for the rows it holds, and the gradients of rows come back the
-same way. The other gradients are added up, once per update.
+same way (see `tables`). The other gradients are added up, once per update.
 """
 
 import time
@@ -29,9 +29,10 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxrnn import monitor, optimizers
+from jaxrnn import monitor, optimizers, tables
 from jaxrnn.layers import Rows
 from jaxrnn.resuming import Log
+from jaxrnn.tables import Table, squares
 from jaxrnn.types import Array, Batch, Corpus, Hyper, Model, Noise, Sums, TrainState
 
 AXIS = "rows"  # of the mesh, where there is more than one device
@@ -58,7 +59,7 @@ class Programs(NamedTuple):
     compile_seconds: float
     placed: TrainState  # shapes and shardings of the state on its devices
     kept: TrainState  # shapes of the state on disk: no filler rows, the key as its numbers
-    readings: Callable | None  # params -> how the gradient flows through the texts given, see `monitor`
+    readings: Callable | None  # state -> how the gradient flows through the texts given, see `monitor`
 
 
 def gather(data: Data, rows: Array, max_length: int) -> Batch:
@@ -69,43 +70,11 @@ def gather(data: Data, rows: Array, max_length: int) -> Batch:
     length = jnp.where(real, data.offset[rows + 1] - begin, 0)
     time_ = jnp.arange(max_length)
     at = jnp.minimum(begin[:, None] + time_, data.tokens.shape[0] - 1)
-    inputs = jnp.where(time_ < length[:, None], _rows(data.tokens, at), 0)
+    inputs = jnp.where(time_ < length[:, None], tables.rows_of(data.tokens, at), 0)
     return Batch(inputs, length, data.target[rows], real.astype(jnp.float32))
 
 
-def look_up(table: Array, ids: Array, axis: str | None) -> Array:
-    """The rows [T, B, E] of ids [T, B]; with an axis, `table` is this device's share of the rows."""
-    if axis is None:
-        return _rows(table, ids)
-    here = lax.all_gather(ids, axis) - lax.axis_index(axis) * len(table)  # [devices, T, B]
-    held = (here >= 0) & (here < len(table))
-    found = jnp.where(held[..., None], _rows(table, jnp.where(held, here, 0)), 0)
-    return lax.psum_scatter(found, axis)
-
-
-def add_up(table: Array, ids: Array, length: Array, rows: Array, axis: str | None) -> tuple[Array, Array]:
-    """The gradient of `look_up` for the table held here, from that of its rows [T, B, E], and its squared norm.
-
-    The norm is that of the whole gradient, sum_i <row_i, gradient[id_i]>: it reads what was touched, not the table.
-    """
-    real = jnp.arange(len(ids))[:, None] < length
-    ids = jnp.where(real, ids, -1)  # padding has gradient zero: not worth adding
-    if axis is not None:
-        ids, rows = lax.all_gather((ids, rows), axis)
-        ids = ids - lax.axis_index(axis) * len(table)
-    ids, rows = ids.reshape(-1), rows.reshape(-1, rows.shape[-1])
-    held = (ids >= 0) & (ids < len(table))
-    gradient = jnp.zeros_like(table).at[jnp.where(held, ids, len(table))].add(rows, mode="drop")
-    products = rows * _rows(gradient, jnp.where(held, ids, 0))
-    return gradient, jnp.sum(jnp.where(held[:, None], products, 0))
-
-
-def _rows(table, ids):
-    """table[ids] without a check of what the host has checked: it would be one more pass over [T, B, E]."""
-    return table.at[ids].get(mode="promise_in_bounds")
-
-
-def make_update(model: Model, optimizer: Any, factor: Callable, axis: str | None = None) -> Callable:
+def make_update(model: Model, table: Table, factor: Callable, axis: str | None = None) -> Callable:
     """update(state, hyper, batch) -> (state, Log of one step, finite). A step that is not finite changes nothing.
 
     With an axis, `batch` is this device's share of the rows.
@@ -114,12 +83,9 @@ def make_update(model: Model, optimizer: Any, factor: Callable, axis: str | None
     def total(tree):
         return tree if axis is None else lax.psum(tree, axis)
 
-    def squares(tree):
-        return sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(tree))
-
     def norm(gradients):
-        table, rest = _apart(model, gradients)
-        return jnp.sqrt(total(squares(table)) + squares(rest))
+        embedding, rest = _apart(model, gradients)
+        return jnp.sqrt(total(squares(embedding)) + squares(rest))
 
     def summed_loss(params, batch, key, noise):
         _, sums = model.score(model.apply(params, batch, key, noise), batch)
@@ -129,23 +95,25 @@ def make_update(model: Model, optimizer: Any, factor: Callable, axis: str | None
         noise = Noise(hyper.dropout_rate, hyper.word_dropout_rate)
         key = jax.random.fold_in(state.key, state.step)
         key = key if axis is None else jax.random.fold_in(key, lax.axis_index(axis))
-        params, square = state.params, 0.0
+        params, square, found = state.params, 0.0, None
         if model.has_table:
             ids = model.tokens(batch, key, noise)
-            params = params._replace(input=Rows(look_up(params.input, ids, axis)))
+            values, found = table.read(state, ids)
+            params = params._replace(input=Rows(values))
         (_, sums), gradients = jax.value_and_grad(summed_loss, has_aux=True)(params, batch, key, noise)
-        table, rest = _apart(model, gradients)
+        embedding, rest = _apart(model, gradients)
         sums, rest = total((sums, rest))
         rows = jnp.maximum(sums.weight, 1)
+        gradients = rest
         if model.has_table:
-            table, square = add_up(state.params.input, ids, batch.length, table.values, axis)
-        gradients = jax.tree.map(lambda g: g / rows, rest._replace(input=table) if model.has_table else rest)
+            embedding, found, square = table.collect(state, found, ids, batch.length, embedding.values)
+            gradients = rest._replace(input=embedding)
         loss, grad_norm = sums.loss / rows, jnp.sqrt(total(square) + squares(rest)) / rows
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        gradients = jax.tree.map(lambda g: g / rows, gradients)
         gradients = optimizers.clip(gradients, hyper, grad_norm, norm)
-        updates, memory = optimizer.update(gradients, state.optimizer, state.params, finite=finite)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         rate = optimizers.rate(factor, state.step, hyper)
-        params = optimizers.apply(state.params, updates, rate, hyper, finite)
+        params, memory, finite = table.move(state, gradients, found, rate, hyper, finite)
         after = TrainState(params, memory, state.step + finite.astype(jnp.int32), state.key)
         return after, Log(loss, sums.correct, sums.weight, grad_norm), finite
 
@@ -157,13 +125,13 @@ def _apart(model, gradients):
     return (gradients.input, gradients._replace(input=None)) if model.has_table else (None, gradients)
 
 
-def make_segment(update: Callable, max_length: int, axis: str | None = None) -> Callable:
-    """segment(state, hyper, data, order [S, B], begin, end) -> (state, Log [S], finite); stops before a bad update.
+def make_segment(update: Callable, settle: Callable, max_length: int) -> Callable:
+    """segment(state, hyper, data, order [S, B], begin, end, last) -> (state, Log [S], updates made).
 
-    `finite` says it of the state as well. The state given stays: it is what to go back to where the new one is bad.
+    It stops before a bad update. If none came and `last` is true the state is settled: every parameter is up to date.
     """
 
-    def segment(state, hyper, data, order, begin, end):
+    def segment(state, hyper, data, order, begin, end, last):
         empty = Log(*(jnp.zeros(order.shape[0]) for _ in Log._fields))
 
         def going(carry):
@@ -175,10 +143,8 @@ def make_segment(update: Callable, max_length: int, axis: str | None = None) -> 
             state, now, finite = update(state, hyper, gather(data, order[s], max_length))
             return s + 1, state, jax.tree.map(lambda whole, part: whole.at[s].set(part), log, now), finite
 
-        _, state, log, finite = lax.while_loop(going, one, (begin, state, empty, jnp.array(True)))
-        leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-        bad = sum(jnp.sum(~jnp.isfinite(leaf)) for leaf in leaves)
-        return state, log, finite & ((bad if axis is None else lax.psum(bad, axis)) == 0)
+        s, state, log, finite = lax.while_loop(going, one, (begin, state, empty, jnp.array(True)))
+        return lax.cond(last & finite, settle, lambda state: state, state), log, s - begin - ~finite
 
     return segment
 
@@ -188,7 +154,7 @@ def make_answers(model: Model, max_length: int, axis: str | None = None) -> Call
 
     def logits_of(params, batch):
         if model.has_table:
-            params = params._replace(input=Rows(look_up(params.input, model.tokens(batch), axis)))
+            params = params._replace(input=Rows(tables.look_up(params.input, model.tokens(batch), axis)))
         return model.apply(params, batch)
 
     def answers(params, data, order, end):
@@ -228,6 +194,13 @@ def build(
     devices = list(devices) if devices else jax.devices()[:1]
     axis = AXIS if len(devices) > 1 else None
     across = Mesh(np.array(devices), (AXIS,))
+    rows = getattr(optimizer, "rows", "dense") if model.has_table else "dense"
+    if rows == "auto":
+        entries = len(jax.eval_shape(model.init, jax.random.key(0)).input)
+        rows = "deferred" if entries >= tables.WORTH_DEFERRING * order[1] * max_length else "dense"
+    late = rows == "deferred"
+    table = tables.deferred(optimizer, axis) if late else tables.dense(optimizer, axis)
+    plain, optimizer = optimizer, tables.deferring(optimizer, order[0]) if late else optimizer
 
     def init(seed, init_scale):
         key_init, key_run = jax.random.split(jax.random.key(seed))
@@ -242,9 +215,9 @@ def build(
     state = jax.eval_shape(init, number(np.uint32), number(np.float32))
     kept = jax.tree.map(lambda _: P(), state.params)
     kept = kept._replace(input=P(axis)) if model.has_table else kept
-    memory = optax.tree.map_params(
-        optimizer, lambda _, spec: spec, state.optimizer, kept, transform_non_params=lambda _: P()
-    )
+    moments = state.optimizer.adam if late else state.optimizer
+    memory = optax.tree.map_params(plain, lambda _, spec: spec, moments, kept, transform_non_params=lambda _: P())
+    memory = tables.Memory(memory, tables.Behind(P(axis), P(), P(), P())) if late else memory
     spec = TrainState(kept, memory, P(), P())
     columns = P(None, axis)
     data = Data(*(jax.device_put(_aligned(part), NamedSharding(across, P())) for part in
@@ -262,10 +235,11 @@ def build(
     hyper = Hyper(*(number(np.float32),) * len(Hyper._fields))
     lowered = [
         compiled(
-            make_segment(make_update(model, optimizer, factor, axis), max_length, axis),
-            (state, hyper, data, integers(*order), integers(), integers()),
-            (spec, P(), P(), columns, P(), P()),
+            make_segment(make_update(model, table, factor, axis), table.settle, max_length),
+            (state, hyper, data, integers(*order), integers(), integers(), number(np.bool_)),
+            (spec, P(), P(), columns, P(), P(), P()),
             (spec, P(), P()),
+            donate_argnums=0,
         ),
         compiled(
             make_answers(model, max_length, axis),
@@ -278,10 +252,13 @@ def build(
         ),
     ]
     if texts is not None:
-        params = jax.tree.map(partial(NamedSharding, across), kept)
-        everywhere = NamedSharding(across, P())
-        measuring = jax.jit(monitor.make_readings(model), in_shardings=(params, everywhere, everywhere))
-        lowered.append(measuring.lower(state.params, *texts))
+        given, everywhere = jax.tree.map(partial(NamedSharding, across), spec), NamedSharding(across, P())
+        readings = monitor.make_readings(model)
+        measuring = jax.jit(
+            lambda state, *texts: readings(table.settle(state).params, *texts),
+            in_shardings=(given, everywhere, everywhere),
+        )
+        lowered.append(measuring.lower(state, *texts))
     with ThreadPoolExecutor(2) as pool:
         segment, answers, init, *measure = pool.map(lambda program: program.compile(), lowered)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
@@ -292,8 +269,8 @@ def build(
         shapes, jax.eval_shape(optimizer.init, shapes), state.step, jax.eval_shape(jax.random.key_data, state.key)
     )
     spent = time.perf_counter() - began
-    readings = (lambda params: measure[0](params, *texts)) if texts is not None else None
-    return Programs(init, segment, answers, data, shapes, eval_order, len(lowered), spent, placed, kept, readings)
+    read = (lambda state: measure[0](state, *texts)) if texts is not None else None
+    return Programs(init, segment, answers, data, shapes, eval_order, len(lowered), spent, placed, kept, read)
 
 
 def whole(programs: Programs, params):

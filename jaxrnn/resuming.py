@@ -55,11 +55,6 @@ def kept(programs: Any, state: TrainState) -> TrainState:
     return jax.tree.map(lambda leaf, like: np.array(leaf)[tuple(map(slice, like.shape))], state, programs.kept)
 
 
-def sound(state: TrainState) -> bool:
-    """Is every number of a state of `kept` finite."""
-    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state) if leaf.dtype.kind == "f")
-
-
 def spread(like: Any, tree: Any) -> Any:
     """A tree of numpy arrays on the devices that `like` names, filled up to its shapes."""
 

@@ -112,6 +112,7 @@ RANGES: dict[str, dict[str, Allowed]] = {
         "learning_rate": _POSITIVE,
         "weight_decay": number(),
         "eps": _POSITIVE,
+        "rows": one_of("auto", "dense", "deferred"),
         **dict.fromkeys(("b1", "b2", "decay", "momentum"), _DECAY),
     },
     "schedule": {"warmup_steps": whole(0), "final_fraction": number(0, 1)},

@@ -152,8 +152,8 @@ def test_a_run_taken_up_anywhere_has_the_records_of_the_run_that_never_stopped(p
 
 
 def test_two_devices_measure_what_one_does(programs):
-    params = [each.init(np.uint32(0), np.float32(1)).params for each in programs]
-    one, two = (jax.device_get(each.readings(p)) for each, p in zip(programs, params, strict=True))
+    states = [each.init(np.uint32(0), np.float32(1)) for each in programs]
+    one, two = (jax.device_get(each.readings(state)) for each, state in zip(programs, states, strict=True))
     assert distance(two, one) < 1e-5
 
 

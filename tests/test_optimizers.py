@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrnn import optimizers
+from jaxrnn import optimizers, tables
 from jaxrnn.errors import ConfigurationError
-from jaxrnn.types import Hyper
+from jaxrnn.types import Hyper, TrainState
 from tests.members import ROOT, distance, drawn
 
 PARAMS = {"W": jnp.zeros((3, 4)), "b": jnp.zeros(4)}
@@ -49,14 +49,16 @@ def test_zero_gradients_shrink_matrices_by_the_decay_and_leave_vectors(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_gradient_that_is_not_finite_moves_nothing(name):
-    params = drawn(PARAMS, 0, jnp.float32)
+def test_an_update_that_leaves_the_finite_numbers_moves_nothing(name):
+    params, gradients = drawn(PARAMS, 0, jnp.float32), drawn(PARAMS, 1, jnp.float32)
     rule = optimizers.transformation(name)
-    _, state = rule.update(drawn(PARAMS, 1, jnp.float32), rule.init(params), params, finite=True)
-    broken = jax.tree.map(lambda p: p * jnp.nan, params)
-    updates, after = rule.update(broken, state, params, finite=False)
-    assert distance(after, state) == 0
-    assert distance(optimizers.apply(params, updates, 0.1, Hyper(0.1), finite=False), params) == 0
+    state = TrainState(params, rule.update(gradients, rule.init(params), params)[1], jnp.int32(1), None)
+    move = tables.dense(rule).move
+    for rate, hopeful in ((jnp.float32(0.1), False), (jnp.float32(np.inf), True)):
+        after, memory, finite = move(state, gradients, None, rate, Hyper(rate), jnp.array(hopeful))
+        assert not finite and distance((after, memory), (params, state.optimizer)) == 0
+    after, _, finite = move(state, gradients, None, jnp.float32(0.1), Hyper(0.1), jnp.array(True))
+    assert finite and distance(after, params) > 0
 
 
 def test_clipping_limits_the_elements_then_the_norm():

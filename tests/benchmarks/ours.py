@@ -80,9 +80,9 @@ def build(problem: Problem, *, count: int = 1, rows: str = "dense", unroll: str 
 
     corpus, orders = corpus_of(problem)
     model = model_of(problem, unroll)
-    settings = {"eps": EPS} if rows == "dense" else {"eps": EPS, "rows": rows}
+    adam = optimizers.transformation("adam", eps=EPS, rows=rows)
     programs = fit.build(
-        model, optimizers.transformation("adam", **settings), optimizers.constant, corpus, order=orders.shape[1:],
+        model, adam, optimizers.constant, corpus, order=orders.shape[1:],
         eval_order=(1, orders.shape[2]), max_length=problem.T, devices=chosen,
     )  # fmt: skip
     hyper = Hyper(*(np.float32(number) for number in Hyper(RATE)))
@@ -96,12 +96,12 @@ def build(problem: Problem, *, count: int = 1, rows: str = "dense", unroll: str 
     state = state._replace(params=jax.tree.map(placed, packed(problem, state.params), state.params))
     end = np.int32(orders.shape[1])
     epochs = itertools.cycle(orders)
-    first, log, finite = programs.segment(state, hyper, programs.data, next(epochs), np.int32(0), end)
-    assert bool(finite), "the loss is not finite"
+    first, log, made = programs.segment(state, hyper, programs.data, next(epochs), np.int32(0), end, np.bool_(True))
+    assert made == end, "the loss is not finite"
     now = [first]
 
     def turn():
-        state, _, _ = programs.segment(now[0], hyper, programs.data, next(epochs), np.int32(0), end)
+        state, _, _ = programs.segment(now[0], hyper, programs.data, next(epochs), np.int32(0), end, np.bool_(True))
         now[0] = jax.block_until_ready(state)
 
     return Contestant(turn, int(end), [float(x) for x in np.asarray(log.loss)], programs.compile_seconds)

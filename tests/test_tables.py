@@ -1,0 +1,106 @@
+"""Deferred rows are dense Adam: the same path, at the cost of the rows touched."""
+
+import jax
+import numpy as np
+import pytest
+
+import jaxrnn
+from jaxrnn import fit, optimizers
+from jaxrnn.types import Corpus, Hyper
+from tests.members import distance
+
+V, ROWS, BATCH, EPOCHS = 60, 96, 8, 4
+STEPS = ROWS // BATCH
+NUMBERS = Hyper(3e-3, weight_decay=2.0, clip_global_norm=0.5, clip_value=0.1, word_dropout_rate=0.1, warmup_steps=5,
+                decay_steps=EPOCHS * STEPS, final_fraction=0.1)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    """Few words are frequent and many rare: some are never trained on, some once, one in every batch."""
+    draw = np.random.default_rng(0)
+    offset = np.concatenate([[0], np.cumsum(draw.integers(1, 9, ROWS))]).astype(np.int32)
+    often = 1 / np.arange(1, V)
+    tokens = draw.choice(np.arange(1, V), offset[-1], p=often / often.sum()).astype(np.int32)
+    rows = np.arange(ROWS, dtype=np.int32)
+    return Corpus(tokens, offset, tokens[offset[:-1]] % 2, rows, rows[:16], rows[:16])
+
+
+def plan(epoch):
+    return np.random.default_rng(epoch).permutation(ROWS).reshape(STEPS, BATCH).astype(np.int32)
+
+
+def built(corpus, rows, count=1, name="adam"):
+    model = jaxrnn.rnn(vocabulary_size=V, classes=2, input_size=6, hidden_size=5)
+    return fit.build(model, optimizers.transformation(name, rows=rows), optimizers.linear, corpus,
+                     order=(STEPS, BATCH), eval_order=(2, BATCH), max_length=8,
+                     devices=jax.devices("cpu")[:count])  # fmt: skip
+
+
+def run(programs, numbers=NUMBERS, **settings):
+    """-> losses, final parameters, the last report."""
+    losses = []
+    for report in fit.fit(programs, numbers, plan, plan(0)[:2], seed=1, epochs=EPOCHS, **settings):
+        losses.extend(report.log.loss)
+    return np.array(losses), fit.whole(programs, report.state.params), report
+
+
+@pytest.fixture(scope="module")
+def deferred(corpus):
+    return built(corpus, "deferred")
+
+
+@pytest.mark.parametrize("numbers", [NUMBERS, Hyper(1e-2), Hyper(1e-2, weight_decay=20)], ids=["all", "rate", "decay"])
+def test_deferred_is_dense(corpus, deferred, numbers):
+    dense = built(corpus, "dense")
+    losses, params, last = run(dense, numbers)
+    found, others, end = run(deferred, numbers)
+    start = fit.whole(dense, dense.init(np.uint32(1), np.float32(1)).params)
+    assert distance(params.input, start.input) > 0.05  # there is something to agree on
+    np.testing.assert_allclose(found, losses, rtol=2e-5)
+    assert distance(others, params) < 1e-4
+    adam = end.state.optimizer.adam
+    assert distance((adam.mu, adam.nu), (last.state.optimizer.mu, last.state.optimizer.nu)) < 1e-4
+
+
+def test_two_devices_are_one(corpus, deferred):
+    quiet = NUMBERS._replace(word_dropout_rate=0.0)
+    losses, params, _ = run(deferred, quiet)
+    found, others, _ = run(built(corpus, "deferred", count=2), quiet)
+    np.testing.assert_allclose(found, losses, rtol=1e-5)
+    assert distance(others, params) < 1e-4
+
+
+def test_reports_on_the_way_move_no_bit(deferred):
+    """Nothing is brought up to date because somebody looks."""
+    _, params, _ = run(deferred)
+    _, others, _ = run(deferred, report_every=[1])
+    assert distance(others, params) == 0
+
+
+def test_at_the_end_of_an_epoch_every_row_is_up_to_date(deferred):
+    for report in fit.fit(deferred, NUMBERS, plan, plan(0)[:2], seed=1, epochs=2, report_every=[5]):
+        behind = report.state.optimizer.behind
+        settled = report.valid is not None
+        assert settled == (int(behind.now) == 0) and settled != bool(np.asarray(behind.since).any())
+
+
+def test_a_run_that_ends_inside_an_epoch_is_settled(deferred):
+    _, _, report = run(deferred, max_steps=STEPS + 3)
+    assert report.step == STEPS + 3 and int(report.state.optimizer.behind.now) == 0
+
+
+@pytest.mark.parametrize("entries, expected", [(2 * 8 * BATCH, False), (3 * 8 * BATCH, True)])
+def test_auto_defers_where_the_table_is_wide(corpus, entries, expected):
+    model = jaxrnn.rnn(vocabulary_size=entries, classes=2, input_size=2, hidden_size=2)
+    programs = fit.build(model, optimizers.transformation("adamw", rows="auto"), optimizers.constant, corpus,
+                         order=(STEPS, BATCH), eval_order=(2, BATCH), max_length=8)  # fmt: skip
+    assert hasattr(programs.kept.optimizer, "behind") == expected
+
+
+def test_a_refused_update_leaves_the_rows_as_they_stand(deferred):
+    seen = []
+    with pytest.raises(jaxrnn.errors.NumericalError):
+        for report in fit.fit(deferred, Hyper(1e38), plan, plan(0)[:2], seed=1, epochs=1, nonfinite_limit=3):
+            seen.append([np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(report.state[:3])])
+    assert len(seen) >= 4 and seen[-1] == seen[-2] == seen[-3]
