@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ from jaxrnn.settings import Settings
 from jaxrnn.vocabulary import Vocabulary
 
 FORMAT = 1
+KINDS = {"bidirectional": bool, "initializer": dict}  # of the network's settings
+KINDS |= dict.fromkeys(("cell", "activation", "input", "head", "output", "unroll"), str)
 KEYS = {"format": int, "network": dict, "labels": list, "dataset": dict, "tokenizer": dict, "max_length": int}
 
 
@@ -118,6 +121,7 @@ def load(run: Any) -> Loaded:
             f"{where / 'model.json'}: vocabulary_size {built.get('vocabulary_size')} and classes {built.get('classes')}"
             f" do not match {len(vocabulary)} tokens and {len(labels)} labels"
         )
+    _bounded(saved, vocabulary, where / "model.json")
     try:
         model = rnn(**built)
         split = tokenizer(saved.settings["tokenizer"].get("name", ""), _without_name(saved.settings["tokenizer"]))
@@ -129,6 +133,23 @@ def load(run: Any) -> Loaded:
         if not np.isfinite(array).all():
             raise ArtefactError(f"{where / 'params.safetensors'}: array {name!r} is not finite")
     return Loaded(model, params, vocabulary, split, saved.settings)
+
+
+def _bounded(saved: runs.Saved, vocabulary: Vocabulary, where: Path) -> None:
+    """ArtefactError for sizes that the arrays beside the record cannot have: nothing is built to find that out."""
+    built, numbers = saved.settings["network"], sum(array.size for array in saved.arrays.values())
+    most = {"input_size": numbers, "hidden_size": numbers, "layers": len(saved.arrays)}
+    for key, limit in most.items():
+        found = built.get(key)
+        if type(found) is not int or not 1 <= found <= limit:
+            raise ArtefactError(f"{where}: {key} {found!r:.40}, expected 1 to {limit:,}, as the arrays beside it allow")
+    for key, kind in KINDS.items():
+        if type(built.get(key)) is not kind:
+            raise ArtefactError(f"{where}: {key} {built.get(key)!r:.40}, expected {kind.__name__}")
+    if saved.settings["max_length"] < 1 or not all(type(label) is str for label in saved.settings["labels"]):
+        raise ArtefactError(f"{where}: expected max_length of at least 1 and labels that are texts")
+    if (saved.settings["tokenizer"].get("end") is True) != (vocabulary.end is not None):
+        raise ArtefactError(f"{where}: tokenizer.end does not match the vocabulary, where id 2 is or is not an end")
 
 
 def _without_name(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,8 +37,11 @@ def opened(run: str, device: str = "auto") -> Opened:
     from jaxrnn import text
 
     dataset = dict(trained.record["dataset"])
-    rows = artefact.splits(dataset.pop("name", ""), dataset)
-    encoded = text.encode(rows, trained.tokenizer, max_length=trained.record["max_length"])
+    try:
+        rows = artefact.splits(dataset.pop("name", ""), dataset)
+        encoded = text.encode(rows, trained.tokenizer, max_length=trained.record["max_length"])
+    except (TypeError, ValueError, OverflowError) as error:  # settings of the record that are none
+        raise ArtefactError(f"{folder}: the recorded data set cannot be read again: {error}") from error
     if encoded.vocabulary.tokens != trained.vocabulary.tokens or encoded.labels != trained.labels:
         raise ArtefactError(
             f"{folder}: trained on {len(trained.vocabulary):,} tokens and labels {trained.labels[:10]}, the data now "
