@@ -107,6 +107,18 @@ def choose(name: str, count: int | None = 1, *, work: float = 0.0, rows: int = 1
     return devices[:count]
 
 
+def free_memory(device: Any) -> int | None:
+    """Bytes that this process could still take there; None where that cannot be known."""
+    if device.platform != "cpu":
+        held = device.memory_stats() or {}
+        return held["bytes_limit"] - held["bytes_in_use"] if {"bytes_limit", "bytes_in_use"} <= held.keys() else None
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+
+
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -90,6 +90,13 @@ class Group:
         )
 
     @cached_property
+    def needed(self) -> int:
+        """Bytes of a run on its devices: state, orders, what the programs write and what they need meanwhile."""
+        training, measuring = (getattr(self.programs, name).memory_analysis() for name in ("segment", "answers"))
+        meanwhile = max(training.temp_size_in_bytes, measuring.temp_size_in_bytes + measuring.output_size_in_bytes)
+        return int(training.argument_size_in_bytes + training.output_size_in_bytes + meanwhile)
+
+    @cached_property
     def baselines(self) -> dict[str, Any]:
         """What the network must beat, on the test split."""
         from jaxrnn import baselines

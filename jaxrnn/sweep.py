@@ -6,6 +6,7 @@
 Jobs that differ in numbers only are a group, read and compiled once (see `group`).
 """
 
+import math
 import sys
 import threading
 import traceback
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrnn import command, devices, group, job, launchers, processes, progress, report, results, runs
-from jaxrnn.errors import ArtefactError, BusyError, ConfigurationError
+from jaxrnn.errors import ArtefactError, BusyError, ConfigurationError, MemoryExceeded
 from jaxrnn.group import Group
 from jaxrnn.job import Halt
 from jaxrnn.launchers import Outcome, Room, Task
@@ -44,6 +45,7 @@ class Runner:
         self.launch = launchers.OURS.get(launcher) or processes.Processes(folder, hydra, config_dir)
         self.entries: dict[int, dict[str, Any]] = entries(folder)
         self.groups: dict[str, Group] = {}
+        self.cores: dict[str, int] = {}  # that a job of the group takes
         self.making, self.room = threading.Lock(), Room(devices.cores())
 
     def run(self, jobs: Sequence[tuple[int, Settings]], watch: Watch | None = None) -> list[Outcome]:
@@ -86,8 +88,8 @@ class Runner:
         try:
             if halt and (stop := halt()):
                 raise stop
-            shared = self.group(settings)
-            with self.room.taken(len(shared.devices)):
+            shared, cores = self.group(settings)
+            with self.room.taken(cores):
                 summary = job.run(
                     settings, folder, loud=False, group=shared, watch=watch and partial(watch, number), halt=halt
                 )
@@ -98,18 +100,34 @@ class Runner:
             refusal = command.typed(error)
             return Outcome(number, "failed", refusal.code if refusal else 1, summary, refusal or error)
 
-    def group(self, settings: Settings) -> Group:
-        """The group of a job, compiled; the rows are read once for all groups that have the same."""
+    def group(self, settings: Settings) -> tuple[Group, int]:
+        """The group of a job, compiled, and the cores that the job takes; the rows are read once for all groups that have the same."""
         key = group.key(settings)
         with self.making:
             if key not in self.groups:
                 same = (g.encoded for k, g in self.groups.items() if group.rows(k) == group.rows(key))
                 made = group.prepare(settings, lambda _: None, next(same, None))
                 while len(self.groups) >= GROUPS_KEPT:
-                    del self.groups[next(iter(self.groups))]
-                assert made.programs  # compiled here, by one thread for all
+                    oldest = next(iter(self.groups))
+                    del self.groups[oldest]
+                    self.cores.pop(oldest, None)
                 self.groups[key] = made
-            return self.groups[key]
+            if key not in self.cores:
+                self.cores[key] = self.fitted(self.groups[key])
+            return self.groups[key], self.cores[key]
+
+    def fitted(self, made: Group) -> int:
+        """Compile, and find how many of the cores a job takes: more than it uses where memory is short."""
+        needed, free = made.needed, devices.free_memory(made.devices[0])
+        if free is None or needed * self.room.cores <= free * len(made.devices):
+            return len(made.devices)
+        if needed > free:
+            raise MemoryExceeded(
+                f"a job needs {needed:,} bytes, {free:,} are free: lower batch_size, max_length or hidden_size"
+            )
+        count = math.ceil(self.room.cores * needed / free)
+        print(f"{self.room.cores // count} jobs at once: each needs {needed:,} bytes, {free:,} are free", flush=True)
+        return count
 
 
 @contextmanager

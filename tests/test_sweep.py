@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrnn import command, config, job, planning, runs, sweep, train
+from jaxrnn import command, config, devices, group, job, planning, runs, sweep, train
 
 TINY = ["hidden_size=8", "input.size=4", "batch_size=16", "epochs=3", "dataset.train_rows=64"]
 TINY += ["dataset.valid_rows=20", "dataset.test_rows=30", "patience=1"]
@@ -182,3 +182,12 @@ def test_a_population_that_was_stopped_or_killed_does_what_is_missing(capsys):
             runs.load_model(Path("cut", number)).arrays, runs.load_model(Path("whole", number)).arrays
         )
     assert call(*line[:-1], "seed=range(3)", "hydra.sweep.dir=cut", capsys=capsys)[0] == 6
+
+
+@pytest.mark.parametrize(("share", "code", "says"), [(1.5, 0, "1 jobs at once"), (0.5, 8, "lower batch_size")])
+def test_what_does_not_fit_is_run_one_by_one_or_refused(monkeypatch, capsys, share, code, says):
+    needed = group.prepare(config.compose([*TINY, "flow.every_steps=null"]), print).needed
+    monkeypatch.setattr(devices, "cores", lambda: 2)
+    monkeypatch.setattr(devices, "free_memory", lambda device: int(share * needed))
+    found, out, err = call("-m", *TINY, "seed=0,1", "epochs=1", "hydra/launcher=population", capsys=capsys)
+    assert found == code and says in "\n".join(out + err)
