@@ -101,7 +101,7 @@ class Runner:
             return Outcome(number, "failed", refusal.code if refusal else 1, summary, refusal or error)
 
     def group(self, settings: Settings) -> tuple[Group, int]:
-        """The group of a job, compiled, and the cores that the job takes; the rows are read once for all groups that have the same."""
+        """The group of a job, compiled, and how many cores the job takes; equal rows are read once for all groups."""
         key = group.key(settings)
         with self.making:
             if key not in self.groups:
