@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+COUNTS = {"A": 5, "B": 8, "C": 6, "D": 6, "E": 6, "F": 4, "G": 6, "S": 5}
+CASES = [f"{row}{number}" for row, count in COUNTS.items() for number in range(1, count + 1)]
 WORDS = "good bad film plot fine dull warm cold the a of and very not quite story actor scene".split()
 
 

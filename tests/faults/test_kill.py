@@ -54,7 +54,7 @@ def test_many_kills_cost_at_most_one_interval_each(basis, cache, reference, tmp_
     assert kills(basis, cache, reference, tmp_path, count, seed=1) > count // 4
 
 
-@pytest.mark.fault("S5")
+@pytest.mark.fault("D5", "S5")
 def test_a_little_of_the_soak(basis, cache, reference, tmp_path):
     assert soaked(basis, cache, reference, tmp_path, "0", seed=7, runs=1)["runs"] == 1
 

@@ -167,6 +167,7 @@ print(json.dumps([len(hashes), far]))
 
 
 @pytest.mark.fault("C5")
+@pytest.mark.whole
 def test_the_same_step_gives_the_same_bits(cache, capsys):
     """On one thread always; on all of them the number of different results is reported, and they are near."""
     told = {}
