@@ -15,6 +15,10 @@ from tests.benchmarks.worker import Contestant
 
 def model_of(problem: Problem, unroll: str = "bptt"):
     import jaxrnn
+    from jaxrnn import foreign
+
+    if unroll == "kernel":
+        foreign.load()
 
     return jaxrnn.rnn(
         vocabulary_size=problem.V, classes=CLASSES, cell=problem.cell, input_size=problem.E, hidden_size=problem.H,
@@ -36,8 +40,8 @@ def named(params) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in found.items()}
 
 
-def gradients(problem: Problem, *, count: int = 1, rows: str = "dense",
-              unroll: str = "bptt") -> tuple[float, dict[str, np.ndarray]]:  # fmt: skip
+def gradients(problem: Problem, *, count: int = 1, rows: str = "auto",
+              unroll: str = "kernel") -> tuple[float, dict[str, np.ndarray]]:  # fmt: skip
     """The loss and the gradients of batch 0, on one device."""
     devices.set_flags()
     chosen = devices.choose(problem.device, count)
@@ -69,8 +73,9 @@ def corpus_of(problem: Problem):
     return Corpus(tokens, offset, target, *(np.arange(1, dtype=np.int32),) * 3), order.reshape(-1, *order.shape[-2:])
 
 
-def build(problem: Problem, *, count: int = 1, rows: str = "dense", unroll: str = "bptt") -> Contestant:
-    """`count` devices that share the rows of a batch; `rows` is the optimizer's way with the embedding table."""
+def build(problem: Problem, *, count: int = 1, rows: str = "auto", unroll: str = "kernel") -> Contestant:
+    """`count` devices that share the rows of a batch; `rows` is the optimizer's way with the embedding table, `unroll`
+    that of the loops: kernel, as a run has it where there is a C compiler, or bptt, XLA's loops."""
     devices.set_flags()
     chosen = devices.choose(problem.device, count)
     import jax

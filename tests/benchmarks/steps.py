@@ -22,8 +22,8 @@ def contenders(cores: int) -> dict[str, arena.Contender]:
     found: dict[str, arena.Contender] = {
         "gemm": ("floor", {"part": "gemm"}, {"flags": FLAGS}),
         "adam": ("floor", {"part": "adam"}, {"barrier": [False, True], "flags": FLAGS}),
-        "ours 1": ("ours", {"count": 1}, {}),
-        "ours 2": ("ours", {"count": 2}, {}),
+        "ours": ("ours", {}, {}),
+        "ours, XLA": ("ours", {"unroll": "bptt"}, {"count": [1, 2]}),
         "plain scan": ("peers_jax", {"library": "plain"}, MANY),
         "torch": ("peers_torch", {}, {"threads": sorted({cores, 1}, reverse=True), "adam": ADAM}),
     }
@@ -36,9 +36,9 @@ def measure(problem: Problem, given, say) -> dict[str, Any]:
     listed = contenders(arena.environment()["cores"])
     with arena.opened() as workers:
         for name, (module, options, knobs) in listed.items():
-            if (given.contestants and name not in given.contestants) or (name == "ours 2" and problem.B % 2):
+            if given.contestants and name not in given.contestants:
                 continue
-            if given.quick:
+            if given.quick or (name == "ours, XLA" and problem.B % 2):
                 knobs = {knob: values[:1] for knob, values in knobs.items()}
             arena.best(workers, name, module, problem, options, knobs, say=say, tries=1 if given.quick else 5)
         found = arena.race(workers, repeats=3 if given.quick else 30, seconds=given.seconds)
@@ -54,13 +54,13 @@ def measure(problem: Problem, given, say) -> dict[str, Any]:
 def summary(problem: Problem, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The ratios that matter: fastest library to ours, ours to the floor."""
     row: dict[str, Any] = {"problem": problem._asdict(), "contestants": found}
-    ours = {name: it["ms"] for name, it in found.items() if name.startswith("ours")}
+    ours = found.get("ours", {}).get("ms")
     peers = {name: it["ms"] for name, it in found.items() if name in LIBRARIES and it.get("same_path", True)}
     if {"gemm", "adam"} <= found.keys():
         row["gemm_gflops"] = 2.0 * floor.SIZE**3 / found["gemm"]["ms"] / 1e6
         row["floor_ms"] = floor.flops(problem) / row["gemm_gflops"] / 1e6 + found["adam"]["ms"]
     if ours:
-        row["ours_ms"] = min(ours.values())
+        row["ours_ms"] = ours
         row["fastest_library"] = min(peers, key=lambda name: peers[name]) if peers else None
         row["times_faster"] = min(peers.values()) / row["ours_ms"] if peers else None
         row["times_floor"] = row["ours_ms"] / row["floor_ms"] if "floor_ms" in row else None
