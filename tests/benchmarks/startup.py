@@ -22,7 +22,7 @@ SHAPES = {
     "sst": ["dataset=sst2", "dataset.root={data}", "dataset.train=sentences", "hidden_size=128", "input.size=128",
             "batch_size=64"],
 }  # fmt: skip
-COMMON = ["log_every_steps=1", "epochs=1000", "patience=null"]
+COMMON = ["log_every_steps=1", "flow.every_steps=0", "epochs=1000", "patience=null"]
 LIMIT = 120.0  # seconds
 
 
