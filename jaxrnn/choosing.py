@@ -5,6 +5,7 @@ goes on after a kill does not draw its first trials again.
 """
 
 import re
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from optuna.storages.journal import JournalFileBackend
 from jaxrnn.errors import ArtefactError, BusyError, ConfigurationError, JaxrnnError, StorageError
 
 PATIENCE = 20  # seconds that a locked database is waited for
-AGAIN, LEFT, SURPLUS = "again", "left", "surplus"  # attributes of trials, see study.py
+LOOKS = 10  # at a database whose tables are being made
+OWNER, AGAIN, LEFT, SURPLUS = "owner", "again", "left", "surplus"  # attributes of trials, see study.py
 
 
 class Grid(optuna.samplers.BaseSampler):
@@ -71,8 +73,23 @@ def storage(place: str) -> Any:
     with refusals(place):
         if "://" not in place:
             return optuna.storages.JournalStorage(JournalFileBackend(place))
-        wait = {"connect_args": {"timeout": PATIENCE}} if place.startswith("sqlite") else {}
-        return optuna.storages.RDBStorage(place, engine_kwargs=wait)
+        return _database(place, {"connect_args": {"timeout": PATIENCE}} if place.startswith("sqlite") else {})
+
+
+def _database(place: str, how: dict[str, Any]) -> Any:
+    """Processes that find it empty all make its tables; who comes second is refused by it, and looks again."""
+    for _ in range(LOOKS):
+        try:
+            return optuna.storages.RDBStorage(place, engine_kwargs=how)
+        except (
+            sqlalchemy.exc.IntegrityError,
+            sqlalchemy.exc.OperationalError,
+            sqlalchemy.exc.ProgrammingError,
+        ) as error:
+            if not isinstance(error, sqlalchemy.exc.IntegrityError) and "already exists" not in str(error):
+                raise
+            time.sleep(0.2)
+    return optuna.storages.RDBStorage(place, engine_kwargs=how)
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 Trial t is the jobs t * seeds ... t * seeds + seeds - 1 of the sweep's folder. Its first seed reports every epoch and
 decides whether the trial is pruned, so that all trials are compared by the same seed.
 
-A storage outlives its processes and may have several. A trial is marked with the folder of who runs it: a process that
-starts in that folder again goes on with it, and a process that finds the folder without a writer (its lock is free)
-fails the trial (LEFT) and puts its values in the queue (AGAIN). So each of n_trials is run to its end once. Two
-processes that ask for the last one at once get one too many: the later one is given back (SURPLUS).
+A storage outlives its processes and may have several. A trial is marked with the folder of who runs it (OWNER): a
+process that starts in that folder again goes on with it, and a process that finds the folder without a writer (its
+lock is free) fails the trial (LEFT) and puts its values in the queue (AGAIN). So each of n_trials is run to its end
+once. Two processes that ask for the last one at once get one too many: the later one is given back (SURPLUS).
 """
 
 import math
+import secrets
 import socket
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from jaxrnn import choosing, devices, metrics, runs, space, sweep
-from jaxrnn.choosing import AGAIN, LEFT, SURPLUS
+from jaxrnn.choosing import AGAIN, LEFT, OWNER, SURPLUS
 from jaxrnn.errors import ArtefactError, BusyError, ConfigurationError
 from jaxrnn.launchers import Outcome
 from jaxrnn.planning import Value
@@ -60,13 +61,28 @@ def run(plan: Search) -> int:
     return code
 
 
+def identity(folder: Path) -> str:
+    """What knows a sweep's folder again, on whichever host it is seen; call with the folder locked."""
+    path = folder / "study.json"
+    if not path.exists():
+        runs.write_json(path, {"id": secrets.token_hex(8)})
+    held = runs.read_json(path)
+    if not isinstance(held, dict) or not isinstance(held.get("id"), str):
+        raise ArtefactError(f'{path}: expected {{"id": a word}}')
+    return held["id"]
+
+
 class Study:
     """The part that one process, writer of one sweep's folder, has in a study."""
 
     def __init__(self, plan: Search, runner: sweep.Runner, storage: Any, place: str, points: Sequence[dict[str, Any]]):
         self.plan, self.runner, self.place, self.points = plan, runner, place, points
         self.options, self.seeds = plan.options, plan.options["seeds"]
-        self.owner = {"folder": str(runner.folder.resolve()), "host": socket.gethostname()}
+        self.owner = {
+            "id": identity(runner.folder),
+            "folder": str(runner.folder.resolve()),
+            "host": socket.gethostname(),
+        }
         self.size = min(self.options["n_trials"], len(points) or self.options["n_trials"])
         self.trials: dict[int, Trial] = {}  # under way here
         self.pruned: set[int] = set()
@@ -86,8 +102,9 @@ class Study:
         keys = ("metric", "seeds", "aggregate")
         record = {"space": space.recorded(self.plan.space), "fixed": list(self.plan.fixed)}
         record |= {key: self.options[key] for key in keys}
+        trials = self.study.get_trials(deepcopy=False)  # before the record, which others write before their first trial
         held = self.study.user_attrs.get("jaxrnn")
-        if held is None and not self.study.get_trials(deepcopy=False):
+        if held is None and not trials:
             self.study.set_user_attr("jaxrnn", record)
         elif held != record:
             other = [key for key in record if not isinstance(held, dict) or held.get(key) != record[key]]
@@ -121,7 +138,7 @@ class Study:
     def others(self) -> list[str]:
         """The sweeps of other processes that took part, as far as they can be seen from here."""
         trials = self.study.get_trials(deepcopy=False)
-        held = {str(trial.user_attrs["folder"]) for trial in trials if "folder" in trial.user_attrs}
+        held = {str(trial.user_attrs[OWNER]["folder"]) for trial in trials if OWNER in trial.user_attrs}
         return sorted(other for other in held - {self.owner["folder"]} if Path(other, "sweep.json").is_file())
 
     def settings_of(self, job: int) -> Settings:
@@ -149,14 +166,14 @@ class Study:
         """Trials of this folder that a process before has not ended; those of folders without a writer are queued."""
         found = []
         for held in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            folder = held.user_attrs.get("folder")
-            if folder == self.owner["folder"] or not self.options["storage"]:
+            owner = held.user_attrs.get(OWNER)
+            if not self.options["storage"] or (owner and owner["id"] == self.owner["id"]):
                 found.append(self._taken_up(held))
-            elif folder is None:
+            elif owner is None:
                 if held.datetime_start and time.time() - held.datetime_start.timestamp() > ORPHANED:
                     self._queue(held)
-            elif held.user_attrs.get("host") == self.owner["host"]:
-                self._queue_if_left(held, Path(folder))
+            elif owner["host"] == self.owner["host"]:
+                self._queue_if_left(held, Path(owner["folder"]))
         return found
 
     def _taken_up(self, held: FrozenTrial) -> Trial:
@@ -165,7 +182,7 @@ class Study:
         for key, kind in self.plan.space.items():
             if key not in held.params:
                 trial._suggest(key, kind)
-        trial.set_user_attr("folder", self.owner["folder"])
+        trial.set_user_attr(OWNER, self.owner)
         return trial
 
     def _queue_if_left(self, held: FrozenTrial, folder: Path) -> None:
@@ -195,8 +212,7 @@ class Study:
         mark = f"{len(trials)} {self.owner['folder'] if self.options['storage'] else ''}"
         self.study.sampler = choosing.sampler(self.options, self.points, mark)
         trial = self.study.ask(dict(self.plan.space))
-        for key, value in self.owner.items():
-            trial.set_user_attr(key, value)
+        trial.set_user_attr(OWNER, self.owner)
         before = [other for other in self.study.get_trials(deepcopy=False) if other.number < trial.number]
         if sum(map(_counts, before)) < self.size:
             return trial

@@ -321,12 +321,12 @@ def test_trials_of_a_dead_process_are_run_again_once_and_of_a_living_one_not(qui
     quick(*how, dies_at=2)  # trial 2 is left running, its folder s without a writer
     (tmp_path / "s").rename(tmp_path / "dead")
     shared = held(place)
-    owner = shared.trials[2].user_attrs
+    owner = shared.trials[2].user_attrs[choosing.OWNER]
     storage = choosing.storage(place)
-    storage.set_trial_user_attr(shared.trials[2]._trial_id, "folder", str(tmp_path / "dead"))
+    dead, living = ({**owner, "folder": str(tmp_path / name), "id": name} for name in ("dead", "alive"))
+    storage.set_trial_user_attr(shared.trials[2]._trial_id, choosing.OWNER, dead)
     alive = shared.ask({"optimizer.learning_rate": distribution(RATES)})
-    alive.set_user_attr("folder", str(tmp_path / "alive"))
-    alive.set_user_attr("host", owner["host"])
+    alive.set_user_attr(choosing.OWNER, living)
     with runs.locked(tmp_path / "alive"):
         code, runner = quick(*how)
     trials = held(place).trials
@@ -376,6 +376,15 @@ def test_a_locked_storage_is_busy_and_a_damaged_one_damaged(tmp_path, capsys, mo
         (tmp_path / name).write_bytes(b"this is no database\n" * 100)
         code, _, err = call(RATES, *options(storage=url), capsys=capsys)
         assert (code, len(err)) == (5, 1), err
+
+
+@pytest.mark.slow
+def test_processes_that_open_an_empty_database_at_once_all_get_it(tmp_path):
+    line = "import sys, time; from jaxrnn import choosing\nfor n in range(4):\n    "
+    line += "time.sleep(max(0, float(sys.argv[1]) + n / 2 - time.time())); choosing.storage(f'sqlite:///{n}.db')"
+    start = [sys.executable, "-c", line, str(time.time() + 4)]
+    both = [subprocess.Popen(start, env={**os.environ, "PYTHONPATH": str(ROOT)}) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
 
 
 def test_a_password_is_not_shown():
@@ -448,7 +457,7 @@ def test_two_processes_share_one_storage(place):
     trials = [trial for trial in held(place).trials if choosing.SURPLUS not in trial.user_attrs]
     assert Counter(trial.state.is_finished() for trial in trials) == {True: 7}
     assert len({trial.params["optimizer.learning_rate"] for trial in trials}) == 7
-    folders = {trial.user_attrs["folder"] for trial in trials}
+    folders = {trial.user_attrs[choosing.OWNER]["folder"] for trial in trials}
     jobs = [entry["job"] for folder in folders for entry in runs.read_json(Path(folder, "sweep.json"))["jobs"]]
     assert sorted(jobs) == sorted(trial.number for trial in trials)
 
