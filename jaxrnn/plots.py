@@ -61,7 +61,7 @@ def curves(records: Sequence[Mapping[str, Any]], path: Path, *, title: str = "")
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylim(bottom=0)
     axes[1].set_ylim(top=min(1.02, axes[1].get_ylim()[1] + 0.02))
-    axes[0].legend(frameon=False, fontsize=9)
+    axes[0].legend(frameon=False, fontsize=9, loc="upper right")  # "best" would search, and warn if that is slow
     if title:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return _save(figure, path)
@@ -133,7 +133,7 @@ def gradient_flow(
     below.set_xlabel("epoch", fontsize=9.5)
     below.set_xlim(epochs[0], max(epochs[-1], epochs[0] + 1e-9))
     if len(names) > 1:
-        below.legend(frameon=False, fontsize=8.5, ncols=3)
+        below.legend(frameon=False, fontsize=8.5, ncols=3, loc="upper right")
     if title:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return _save(figure, path)

@@ -241,6 +241,7 @@ def encode(
     report["warnings"] = [] if splits.labels else quality.warnings(report)
     if splits.strict and report["warnings"]:
         raise DataError(f"dataset.strict=true: {'; '.join(report['warnings'])}")
+    report["warnings"] += quality.left_out(report["files"])
     return Encoded(corpus, vocabulary, names, report)
 
 

@@ -58,3 +58,9 @@ def warnings(report: dict[str, Any]) -> list[str]:
         if none := [label for label, count in report["classes"][name].items() if not count]:
             found.append(f"no {name} row has the label {', '.join(map(repr, none[:10]))}")
     return found
+
+
+def left_out(files: dict[str, Any]) -> list[str]:
+    """A line for each file of which rows were skipped, as asked for with dataset.on_bad_row=skip."""
+    lost = [(path, found["rows"] - found["used"], found["rows"]) for path, found in files.items()]
+    return [f"{count:,} of the {rows:,} rows of {path} were left out" for path, count, rows in lost if count]

@@ -106,6 +106,7 @@ def test_labels_that_are_not_allowed_and_rows_of_other_widths(tmp_path, capsys):
         assert part in told
     code, told = refused(capsys, f"dataset.path={path}", "dataset.labels=[0,1]", "dataset.on_bad_row=skip")
     assert code == 0 and "64 train · 8 valid · 8 test" in told
+    assert f"warning: 21 of the 101 rows of {path} were left out" in told
     found = files(path=str(path), labels=("0", "1"), on_bad_row="skip")
     assert len(list(found.train)) == 80
     assert found.read[str(path)]["rows"] == 101 and found.read[str(path)]["used"] == 80
@@ -215,7 +216,7 @@ def test_the_record_of_a_run_says_what_was_left_out(tmp_path, cache):
     run = tmp_path / "run"
     skip = ["dataset.on_bad_row=skip", f"hydra.run.dir={run}", "device=cpu", "epochs=1"]
     code, out, err = bench.train(["dataset=files", *line, *skip], cache)
-    assert (code, err) == (0, []) and sum(row.startswith("warning: ") for row in out) == 5
+    assert (code, err) == (0, []) and sum(row.startswith("warning: ") for row in out) == 6
     record = json.loads((run / "data_report.json").read_text())
     assert record["files"][f"{tmp_path}/train.tsv"]["used"] == 1021
     assert record["shared"]["test_in_train"] == 20
