@@ -252,13 +252,13 @@ def build(
         ),
     ]
     if texts is not None:
-        given, everywhere = jax.tree.map(partial(NamedSharding, across), spec), NamedSharding(across, P())
-        readings = monitor.make_readings(model)
-        measuring = jax.jit(
-            lambda state, *texts: readings(table.settle(state).params, *texts),
-            in_shardings=(given, everywhere, everywhere),
-        )
-        lowered.append(measuring.lower(state, *texts))
+        measured = monitor.make_readings(model)
+
+        def readings(state, tokens, target):
+            return measured(table.settle(state).params, tokens, target)
+
+        shardings = jax.tree.map(partial(NamedSharding, across), (spec, P(), P()))
+        lowered.append(jax.jit(readings, in_shardings=shardings).lower(state, *texts))
     with ThreadPoolExecutor(2) as pool:
         segment, answers, init, *measure = pool.map(lambda program: program.compile(), lowered)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
