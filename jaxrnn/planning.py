@@ -40,17 +40,15 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan:
 
     All of them are checked before any starts; the refusal has one line for each bad job.
     """
-    directory, launcher, hydra = None, "basic", []
+    directory, hydra = None, []
+    known: Known = {}
     with config.opened(config_dir) as loader:
         choices = []
         for line, override in zip(overrides, parsed(loader, overrides), strict=True):
             key = override.get_key_element()
             if key == "hydra.sweep.dir":
                 directory = str(override.value())
-            elif key == "hydra/launcher":
-                launcher = str(override.value())
-                hydra.append(line)
-            elif key.startswith("hydra.launcher."):
+            elif key == "hydra/launcher" or key.startswith("hydra.launcher."):
                 hydra.append(line)
             elif override.is_sweep_override():
                 choices.append(list(values(loader, override)))
@@ -59,9 +57,9 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan:
             elif key != "hydra.run.dir":
                 choices.append([Value(line)])
         if hydra:  # the words about the launcher are checked with those of the first job
-            config.composed(loader, [*hydra, *(values[0].line for values in choices)])
+            chosen = config.composed(loader, [*hydra, *(values[0].line for values in choices)])
         jobs, refused = [], []
-        for number, found in enumerate(settings(loader, itertools.product(*choices))):
+        for number, found in enumerate(settings(loader, itertools.product(*choices), known)):
             if isinstance(found, Settings):
                 jobs.append(found)
             else:
@@ -69,7 +67,9 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan:
     if refused:
         more = [f"and {len(refused) - MOST_REFUSALS} more jobs"] if len(refused) > MOST_REFUSALS else []
         raise ConfigurationError("\n".join(refused[:MOST_REFUSALS] + more))
-    return Plan(directory, launcher, jobs, hydra, config_dir)
+    if not hydra:  # or a yaml of the user's says it
+        chosen = next(found for found in known.values() if isinstance(found, config.Composed))
+    return Plan(directory, chosen.config.hydra.runtime.choices["hydra/launcher"], jobs, hydra, config_dir)
 
 
 def parsed(loader: Any, overrides: Sequence[str]) -> list[Any]:

@@ -201,6 +201,14 @@ LISTS = [
 ]
 
 
+def test_a_yaml_of_ones_own_chooses_the_launcher(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    lines = "# @package _global_\ndefaults:\n  - override /hydra/launcher: population\n"
+    (tmp_path / "experiment" / "wide.yaml").write_text(lines)
+    plan = planning.planned(["experiment=wide", "seed=1,2"], config_dir=str(tmp_path))
+    assert (plan.launcher, len(plan.jobs)) == ("population", 2)
+
+
 @pytest.mark.parametrize("line", LISTS, ids=lambda line: line[0])
 def test_a_job_of_a_sweep_is_what_its_own_command_line_composes(line):
     for job in planning.planned(line).jobs:
