@@ -6,7 +6,7 @@ The test split is touched once, after training, with the parameters that did bes
 import math
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from jaxrnn.group import Group, prepare
 from jaxrnn.settings import Settings
 
 Watch = Callable[[dict[str, Any]], bool]  # takes the record of an epoch; True ends the run there
+Computing = Callable[[], AbstractContextManager[Any]]  # entered for as long as the run trains, not while it writes
 Halt = Callable[[], KeyboardInterrupt | None]  # the polite stop that has come, if any
 
 
@@ -30,6 +31,7 @@ def run(
     group: Group | None = None,
     watch: Watch | None = None,
     halt: Halt | None = None,
+    computing: Computing = nullcontext,
 ) -> dict[str, Any]:
     """-> the content of summary.json, with the folder as "run".
 
@@ -60,7 +62,7 @@ def run(
             finished = False
             progress.room(folder, group)
             runs.write(folder / "config.yaml", runs.sealed(config.to_yaml(settings)))
-            learn(settings, group, folder, summary, loud, mark=mark, taken=taken, watch=watch, halt=halt)
+            learn(settings, group, folder, summary, loud, mark, taken, watch=watch, halt=halt, computing=computing)
         except BaseException as error:
             refusal = command.typed(error)
             code, message = (refusal.code, str(refusal)) if refusal else (1, repr(error))
@@ -85,11 +87,12 @@ def learn(
     folder: Path,
     summary: dict[str, Any],
     loud: bool,
-    *,
     mark: dict[str, Any],
     taken: progress.Opened,
+    *,
     watch: Watch | None = None,
     halt: Halt | None = None,
+    computing: Computing = nullcontext,
 ) -> None:
     """Compile, train, save, measure, draw; `summary` is filled on the way, so that it is right wherever this ends."""
     import jax
@@ -149,41 +152,42 @@ def learn(
     last, now = time.monotonic(), None
     try:
         with nullcontext(halt) if halt else command.put_off() as arrived:
-            for now in reports:
-                rows_seen += float(now.log.weight.sum())
-                progress.tell_steps(log, now, settings.log_every_steps)
-                summary["steps"] = now.step
-                if now.refused:
-                    progress.record_refused(folder, now, settings.seed)
-                    say(f"update {now.refused.step} is not finite and was not applied")
-                    if back:  # to whatever was saved last, which time may have decided
-                        summary["bitwise"] = False
-                elif now.valid is None:
-                    log.tick(now.epoch, now.batch, steps, float(now.log.loss[-1]))
-                else:
-                    update_seconds += now.seconds
-                    record: dict[str, Any] = {"step": now.step, "epoch": now.epoch, "train": now.train}
-                    record |= {"valid": now.valid, "best": now.best, "seconds": now.seconds}
-                    record |= {"refused": now.position.refused} if now.position.refused else {}
-                    record |= loggers.single_text(record["train"]) if len(corpus.train) == 1 else {}
-                    records.append(record)
-                    log.epoch(record)
-                    if now.best:
-                        best, told = (
-                            fit.whole(programs, now.state.params),
-                            {"best_epoch": now.epoch, "valid": now.valid},
-                        )
-                        summary |= told
-                stop = arrived()
-                due = (every and now.step % every == 0) or time.monotonic() - last >= seconds
-                if stop or due or (now.refused and now.position.step < now.refused.step):
-                    progress.save(folder, settings, mark, programs, now, best, told, summary["bitwise"])
-                    saved, last = (now.step, now.position.ended), time.monotonic()
-                if stop:
-                    raise stop
-                if now.valid and watch and watch(records[-1]):
-                    summary["status"] = "pruned"
-                    break
+            with computing():
+                for now in reports:
+                    rows_seen += float(now.log.weight.sum())
+                    progress.tell_steps(log, now, settings.log_every_steps)
+                    summary["steps"] = now.step
+                    if now.refused:
+                        progress.record_refused(folder, now, settings.seed)
+                        say(f"update {now.refused.step} is not finite and was not applied")
+                        if back:  # to whatever was saved last, which time may have decided
+                            summary["bitwise"] = False
+                    elif now.valid is None:
+                        log.tick(now.epoch, now.batch, steps, float(now.log.loss[-1]))
+                    else:
+                        update_seconds += now.seconds
+                        record: dict[str, Any] = {"step": now.step, "epoch": now.epoch, "train": now.train}
+                        record |= {"valid": now.valid, "best": now.best, "seconds": now.seconds}
+                        record |= {"refused": now.position.refused} if now.position.refused else {}
+                        record |= loggers.single_text(record["train"]) if len(corpus.train) == 1 else {}
+                        records.append(record)
+                        log.epoch(record)
+                        if now.best:
+                            best, told = (
+                                fit.whole(programs, now.state.params),
+                                {"best_epoch": now.epoch, "valid": now.valid},
+                            )
+                            summary |= told
+                    stop = arrived()
+                    due = (every and now.step % every == 0) or time.monotonic() - last >= seconds
+                    if stop or due or (now.refused and now.position.step < now.refused.step):
+                        progress.save(folder, settings, mark, programs, now, best, told, summary["bitwise"])
+                        saved, last = (now.step, now.position.ended), time.monotonic()
+                    if stop:
+                        raise stop
+                    if now.valid and watch and watch(records[-1]):
+                        summary["status"] = "pruned"
+                        break
             if now and saved != (now.step, now.position.ended):
                 progress.save(folder, settings, mark, programs, now, best, told, summary["bitwise"])
     finally:

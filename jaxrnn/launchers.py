@@ -17,6 +17,7 @@ from jaxrnn import command, devices
 from jaxrnn.job import Halt
 from jaxrnn.settings import Settings
 
+WRITING = 1  # jobs beyond those that compute: while one writes its files, another takes its core
 ASKED_EVERY = 0.2  # seconds between two looks for a polite stop
 
 
@@ -52,7 +53,7 @@ def basic(tasks: Sequence[Task], ended: Ended) -> None:
 def population(tasks: Sequence[Task], ended: Ended) -> None:
     """A polite stop is heard by every running job, which saves itself; those that wait do not start."""
     stop: KeyboardInterrupt | None = None
-    with ThreadPoolExecutor(devices.cores()) as pool, command.put_off() as arrived:
+    with ThreadPoolExecutor(devices.cores() + WRITING) as pool, command.put_off() as arrived:
         left: set[Future[Outcome]] = {pool.submit(task.run, lambda: stop) for task in tasks}
         try:
             while left:

@@ -89,10 +89,15 @@ class Runner:
             if halt and (stop := halt()):
                 raise stop
             shared, cores = self.group(settings)
-            with self.room.taken(cores):
-                summary = job.run(
-                    settings, folder, loud=False, group=shared, watch=watch and partial(watch, number), halt=halt
-                )
+            summary = job.run(
+                settings,
+                folder,
+                loud=False,
+                group=shared,
+                watch=watch and partial(watch, number),
+                halt=halt,
+                computing=partial(self.room.taken, cores),
+            )
             return Outcome(number, summary["status"], 0, summary)
         except KeyboardInterrupt as stopped:
             return Outcome(number, "stopped", command.code_of(stopped), summary, stopped)
