@@ -76,6 +76,18 @@ def storage(place: str) -> Any:
         return _database(place, {"connect_args": {"timeout": PATIENCE}} if place.startswith("sqlite") else {})
 
 
+@contextmanager
+def opened(place: str) -> Iterator[Any]:
+    """The storage, its connections closed at the end."""
+    held = storage(place)
+    try:
+        yield held
+    finally:
+        if isinstance(held, optuna.storages.RDBStorage):
+            held.remove_session()
+            held.engine.dispose()
+
+
 def _database(place: str, how: dict[str, Any]) -> Any:
     """Processes that find it empty all make its tables; who comes second is refused by it, and looks again."""
     for _ in range(LOOKS):

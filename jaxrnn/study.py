@@ -14,6 +14,7 @@ import secrets
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,13 @@ def run(plan: Search) -> int:
         print(*(f"{key}: {kind}" for key, kind in plan.space.items()), sep="\n")
         print("dry run: every choice and both ends of every range are sound; nothing was made or trained", flush=True)
         return 0
-    named = options["storage"] and choosing.storage(options["storage"])
-    with sweep.opened(plan.directory, plan.launcher, plan.example.experiment) as runner:
+    with ExitStack() as stack:
+        named = options["storage"] and stack.enter_context(choosing.opened(options["storage"]))
+        runner = stack.enter_context(sweep.opened(plan.directory, plan.launcher, plan.example.experiment))
         place = options["storage"] or f"sqlite:///{runner.folder / 'study.db'}"
+        storage = named or stack.enter_context(choosing.opened(place))
         with choosing.refusals(place):
-            study = Study(plan, runner, named or choosing.storage(place), place, points)
+            study = Study(plan, runner, storage, place, points)
         code = study.run()
         with choosing.refusals(place):
             others = study.others()

@@ -1,5 +1,6 @@
 """hydra/sweeper=optuna: what may be chosen from, what a study keeps, what a kill, a neighbour or a lock does to it."""
 
+import gc
 import json
 import math
 import os
@@ -26,6 +27,7 @@ TINY = ["hidden_size=8", "input.size=4", "batch_size=16", "epochs=2", "dataset.t
 TINY += ["dataset.valid_rows=20", "dataset.test_rows=30"]
 RATES = "optimizer.learning_rate=tag(log,interval(1e-4,1e-1))"
 STATES = optuna.trial.TrialState
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # those that the tests look into
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +38,7 @@ def own_place(tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
+    gc.collect()  # databases are closed here, not in the middle of another module's test
 
 
 def call(*arguments, capsys):
