@@ -84,8 +84,6 @@ def _given(table, ids, length, gradients, axis):
     """-> ids [N] held here, gradients [N, E]. Padding has gradient zero: not worth adding."""
     ids = jnp.where(jnp.arange(len(ids))[:, None] < length, ids, -1)
     rows = gradients if axis is None else lax.all_gather(gradients, axis)
-    if axis is not None:
-        ids = jnp.where(ids < 0, -(2**30), ids)  # below every device's first row
     return _here(table, ids, axis).reshape(-1), rows.reshape(-1, rows.shape[-1])
 
 
