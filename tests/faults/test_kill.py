@@ -87,7 +87,7 @@ def soaked(basis, cache, reference, where, lane, seed, *, end=math.inf, runs=mat
                 process.send_signal(getattr(signal, fault))
             else:
                 process.kill()
-            out, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=bench.LIMIT)
             plain = -getattr(signal, fault, 9)  # where no handler stands: before training, and after it
             assert "Traceback" not in err and process.returncode in (CODES.get(fault, -9), plain, 0), (fault, out, err)
             counts[fault if process.returncode else "too late"] += reached or 1
