@@ -149,7 +149,7 @@ def test_a_launcher_that_is_not_there_is_refused_with_what_to_install(capsys):
 
 @pytest.mark.slow
 def test_a_population_that_was_stopped_or_killed_does_what_is_missing(capsys):
-    line = ["-m", *TINY, "seed=range(4)", "epochs=60", "patience=null", "checkpoint.every_steps=20"]
+    line = ["-m", *TINY, "seed=range(4)", "epochs=300", "patience=null", "checkpoint.every_steps=100"]
     line.append("hydra/launcher=population")
     assert call(*line, "hydra.sweep.dir=whole", capsys=capsys)[0] == 0
     environment = os.environ | {
@@ -158,11 +158,16 @@ def test_a_population_that_was_stopped_or_killed_does_what_is_missing(capsys):
     }
     words = [sys.executable, "-m", "jaxrnn.train", *line, "hydra.sweep.dir=cut"]
     codes = []
-    for number, sent in ((1, signal.SIGTERM), (2, signal.SIGKILL)):
+
+    def length():
+        log = Path("cut", "0", "metrics.jsonl")
+        return len(log.read_bytes().splitlines()) if log.exists() else 0
+
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        before = length()
         process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            log = Path("cut", str(number), "metrics.jsonl")
-            while process.poll() is None and (not log.exists() or len(log.read_bytes().splitlines()) < 25):
+            while process.poll() is None and length() < before + 40:
                 time.sleep(0.002)
             process.send_signal(sent)
             codes.append(process.wait(60))
@@ -171,7 +176,7 @@ def test_a_population_that_was_stopped_or_killed_does_what_is_missing(capsys):
         if sent == signal.SIGTERM:
             states = {status for _, status, _ in jobs("cut")}
             assert "stopped" in states and states <= {"completed", "stopped", "waiting"}
-            assert list(Path("cut", "1", "checkpoints").glob("step_*"))
+            assert list(Path("cut", "0", "checkpoints").glob("step_*"))
     assert codes == [143, -signal.SIGKILL] and {status for _, status, _ in jobs("cut")} != {"completed"}
     before = sum(progress.completed(Path("cut", str(number))) for number in range(4))
     code, out, err = call(*line, "hydra.sweep.dir=cut", capsys=capsys)
