@@ -613,7 +613,7 @@ static int opened(Call *s, const XLA_FFI_CallFrame *call, int backwards) {
 }
 
 static XLA_FFI_Error *described(XLA_FFI_CallFrame *call) {
-  for (XLA_FFI_Extension_Base *e = call->extension_start; e; e = e->next)
+  for (__typeof__(call->extension_start) e = call->extension_start; e; e = e->next) /* its name differs by version */
     if (e->type == XLA_FFI_Extension_Metadata) {
       XLA_FFI_Metadata *about = ((XLA_FFI_Metadata_Extension *)e)->metadata;
       about->api_version.major_version = XLA_FFI_API_MAJOR;
