@@ -140,12 +140,12 @@ def _bounded(saved: runs.Saved, vocabulary: Vocabulary, where: Path) -> None:
     built, numbers = saved.settings["network"], sum(array.size for array in saved.arrays.values())
     most = {"input_size": numbers, "hidden_size": numbers, "layers": len(saved.arrays)}
     for key, limit in most.items():
-        found = built.get(key)
+        found = built.get(key, 1)  # one that is left out has the default of `rnn`
         if type(found) is not int or not 1 <= found <= limit:
             raise ArtefactError(f"{where}: {key} {found!r:.40}, expected 1 to {limit:,}, as the arrays beside it allow")
     for key, kind in KINDS.items():
-        if type(built.get(key)) is not kind:
-            raise ArtefactError(f"{where}: {key} {built.get(key)!r:.40}, expected {kind.__name__}")
+        if key in built and type(built[key]) is not kind:
+            raise ArtefactError(f"{where}: {key} {built[key]!r:.40}, expected {kind.__name__}")
     if saved.settings["max_length"] < 1 or not all(type(label) is str for label in saved.settings["labels"]):
         raise ArtefactError(f"{where}: expected max_length of at least 1 and labels that are texts")
     if (saved.settings["tokenizer"].get("end") is True) != (vocabulary.end is not None):

@@ -84,5 +84,9 @@ def test_evaluate_tells_the_behaviour_of_a_run_and_refuses_other_labels(tmp_path
     assert low <= found["f1_macro"] <= high and "behaviour" not in found
     assert "tokens" in evaluating.table(found)
     assert sum(part["rows"] for part in found["accuracy_by_length"]) == found["rows"] == 40
-    other = stored(tmp_path / "other", encoded.vocabulary.tokens, ["loc", "num"], dataset=data)
+    path = tmp_path / "questions.tsv"
+    path.write_text("text\tlabel\n" + "".join(f"where is {n}\tloc\nhow many are {n}\tnum\n" for n in range(40)))
+    asked = text.encode(artefact.splits("files", {"path": str(path)}), text.words())
+    questions = {"name": "files", "path": str(path)}
+    other = stored(tmp_path / "other", asked.vocabulary.tokens, asked.labels, dataset=questions)
     assert command.exit_code("evaluate", evaluating.main, [str(other), "--behaviour"]) == 2

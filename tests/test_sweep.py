@@ -1,6 +1,5 @@
 """Sweeps: a job is the run it would be alone, a group compiles once, one bad job is one bad job."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -115,8 +114,7 @@ def test_a_watch_prunes_one_job_and_it_stays_pruned():
     "launcher", [["joblib", "hydra.launcher.n_jobs=2"], ["submitit_local"]], ids=lambda words: words[0]
 )
 def test_jobs_in_other_processes_are_the_jobs_of_this_one(capsys, monkeypatch, launcher):
-    if importlib.util.find_spec(f"hydra_plugins.hydra_{launcher[0].partition('_')[0]}_launcher") is None:
-        pytest.skip("this launcher is not installed")
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher[0].partition('_')[0]}_launcher")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     line = ["-m", *TINY, *FAILS, "seed=0,1"]
     code, out, _ = call(*line, "hydra.sweep.dir=here", capsys=capsys)
