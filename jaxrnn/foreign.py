@@ -1,4 +1,4 @@
-"""The C code of unroll=kernel, compiled for this machine when it is first asked for and kept beside the XLA programs.
+"""The C code of `native/`, compiled for this machine when it is first asked for and kept beside the XLA programs.
 
 Compiled here and not in a wheel: so it uses every instruction this processor has, and a machine without a C compiler
 still runs everything else.
@@ -19,14 +19,15 @@ from pathlib import Path
 from jaxrnn import devices
 from jaxrnn.errors import ConfigurationError
 
-SOURCE = Path(__file__).resolve().parent / "unroll" / "recurrence.c"
-FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared")
+NATIVE = Path(__file__).resolve().parent / "native"
+SOURCES = [NATIVE / name for name in ("recurrence.c", "rows.c")]
+FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fPIC", "-shared")
 COMPILERS = ("cc", "gcc", "clang")  # after $CC
 
 
 @functools.cache
 def load(*flags: str) -> None:
-    """Compile the kernel, unless that has been done, and hand it to jax; ConfigurationError says why it cannot be.
+    """Compile it, unless that has been done, and hand it to jax; ConfigurationError says why it cannot be.
 
     `flags` go to the compiler last: -DDOUBLE makes code for float64, -mno-avx512f for vectors of 8 floats.
     """
@@ -42,13 +43,13 @@ def load(*flags: str) -> None:
     mark = _mark([*command, devices.version("jaxlib") or "", _processor()])
     try:
         folder = devices.private(devices.cache_folder().parent / "native")
-        library = folder / f"recurrence_{mark}.so"
+        library = folder / f"{mark}.so"
         if not library.exists():
             _compile(command, library)
         _register(mark, dtype, library)
     except (OSError, RuntimeError):  # no folder that is this user's alone, or a library that does not open: not kept
         with tempfile.TemporaryDirectory() as place:
-            library = Path(place) / "recurrence.so"
+            library = Path(place) / "native.so"
             _compile(command, library)
             _register(mark, dtype, library)
 
@@ -56,23 +57,25 @@ def load(*flags: str) -> None:
 def _compile(command: list[str], library: Path) -> None:
     """Write aside, then rename: another process may be at the same."""
     aside = library.with_name(f"{library.name}.{secrets.token_hex(4)}")
-    made = subprocess.run([*command, str(SOURCE), "-o", str(aside)], capture_output=True, text=True, check=False)
+    made = subprocess.run([*command, *map(str, SOURCES), "-o", str(aside)], capture_output=True, text=True, check=False)
     if made.returncode:
         aside.unlink(missing_ok=True)
         first = next((line for line in made.stderr.splitlines() if "error" in line), f"exit code {made.returncode}")
-        raise ConfigurationError(f"{command[0]} cannot compile {SOURCE.name}: {first.strip()}")
+        raise ConfigurationError(f"{command[0]} cannot compile {NATIVE.name}/*.c: {first.strip()}")
     aside.rename(library)
 
 
 def _register(mark: str, dtype: str, library: Path) -> None:
-    from jaxrnn.unroll.kernel import register
+    from jaxrnn import targets
 
     held = ctypes.CDLL(str(library))
-    register(mark, dtype, held.jaxrnn_forward, held.jaxrnn_backward)
+    targets.register(mark, dtype, {name: getattr(held, f"jaxrnn_{name}") for name in targets.FUNCTIONS})
 
 
 def _mark(parts: list[str]) -> str:
-    found = hashlib.sha256(SOURCE.read_bytes())
+    found = hashlib.sha256()
+    for path in sorted(NATIVE.iterdir()):
+        found.update(path.read_bytes())
     found.update("\0".join(parts).encode())
     return found.hexdigest()[:16]
 

@@ -87,6 +87,7 @@ class Group:
             max_length=int(self.encoded.corpus.length.max()),
             devices=self.devices,
             texts=monitor.texts(self.encoded.corpus) if self.measured else None,
+            in_c=self.unroll == "kernel",
         )
 
     @cached_property

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrnn.errors import ConfigurationError, unknown
-from jaxrnn.types import Hyper
+from jaxrnn.types import Array, Hyper
 
 
 def transformation(name: str, **settings) -> optax.GradientTransformation:
@@ -117,17 +117,30 @@ def rate(factor, step, hyper: Hyper):
     return hyper.learning_rate * warm * factor(step, hyper)
 
 
-def clip(gradients, hyper: Hyper, before, norm=optax.tree.norm):
-    """Clipped gradients, whose global norm is `before`; `norm` finds that of others. Infinite limits change nothing."""
-    limit = hyper.clip_value
+class Clip(NamedTuple):
+    """What becomes of the sum g of the gradients of a batch: scale * clip(g / rows, -limit, limit)."""
 
-    def elementwise(gradients):
-        return jax.tree.map(lambda g: jnp.clip(g, -limit, limit), gradients)
+    rows: Array | float
+    limit: Array | float
+    scale: Array | float
 
+
+def limited(gradients, clip: Clip):
+    """The mean over the rows, elementwise within the limit."""
+    return jax.tree.map(lambda g: jnp.clip(g / clip.rows, -clip.limit, clip.limit), gradients)
+
+
+def clipped(gradients, clip: Clip):
+    return jax.tree.map(lambda g: g * clip.scale, limited(gradients, clip))
+
+
+def clipping(hyper: Hyper, rows: Array, before: Array, after: Callable[[Clip], Array]) -> Clip:
+    """To `clip_value`, then to `clip_global_norm`; infinite ones change nothing. `before` and `after` the first of the
+    two are the global norms of the mean gradient."""
+    clip = Clip(rows, hyper.clip_value, 1.0)
     # A norm reads every gradient once more, which is the size of the vocabulary: only when elementwise clipping is on.
-    after = jax.lax.cond(jnp.isinf(limit), lambda: before, lambda: norm(elementwise(gradients)))
-    scale = jnp.minimum(1.0, hyper.clip_global_norm / jnp.maximum(after, jnp.finfo(after.dtype).tiny))
-    return jax.tree.map(lambda g: g * scale, elementwise(gradients))
+    norm = jax.lax.cond(jnp.isinf(clip.limit), lambda: before, lambda: after(clip))
+    return clip._replace(scale=jnp.minimum(1.0, hyper.clip_global_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)))
 
 
 def apply(params, updates, learning_rate, hyper: Hyper):

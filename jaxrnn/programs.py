@@ -29,7 +29,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxrnn import monitor, optimizers, tables
+from jaxrnn import monitor, optimizers, tables, touched
 from jaxrnn.layers import Rows
 from jaxrnn.resuming import Log
 from jaxrnn.tables import Table, squares
@@ -83,10 +83,6 @@ def make_update(model: Model, table: Table, factor: Callable, axis: str | None =
     def total(tree):
         return tree if axis is None else lax.psum(tree, axis)
 
-    def norm(gradients):
-        embedding, rest = _apart(model, gradients)
-        return jnp.sqrt(total(squares(embedding)) + squares(rest))
-
     def summed_loss(params, batch, key, noise):
         _, sums = model.score(model.apply(params, batch, key, noise), batch)
         return sums.loss, sums
@@ -98,22 +94,25 @@ def make_update(model: Model, table: Table, factor: Callable, axis: str | None =
         params, square, found = state.params, 0.0, None
         if model.has_table:
             ids = model.tokens(batch, key, noise)
-            values, found = table.read(state, ids)
+            values, found = table.read(state, ids, batch.length)
             params = params._replace(input=Rows(values))
         (_, sums), gradients = jax.value_and_grad(summed_loss, has_aux=True)(params, batch, key, noise)
         embedding, rest = _apart(model, gradients)
         sums, rest = total((sums, rest))
         rows = jnp.maximum(sums.weight, 1)
-        gradients = rest
+        gradients, limited = rest, lambda clip: 0.0
         if model.has_table:
-            embedding, found, square = table.collect(state, found, ids, batch.length, embedding.values)
+            embedding, found, square, limited = table.collect(
+                state, found, ids, batch.length, embedding.values, rows, hyper.clip_value
+            )
             gradients = rest._replace(input=embedding)
         loss, grad_norm = sums.loss / rows, jnp.sqrt(total(square) + squares(rest)) / rows
-        gradients = jax.tree.map(lambda g: g / rows, gradients)
-        gradients = optimizers.clip(gradients, hyper, grad_norm, norm)
+        clip = optimizers.clipping(
+            hyper, rows, grad_norm, lambda clip: jnp.sqrt(total(limited(clip)) + squares(optimizers.limited(rest, clip)))
+        )
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         rate = optimizers.rate(factor, state.step, hyper)
-        params, memory, finite = table.move(state, gradients, found, rate, hyper, finite)
+        params, memory, finite = table.move(state, gradients, clip, found, rate, hyper, finite)
         after = TrainState(params, memory, state.step + finite.astype(jnp.int32), state.key)
         return after, Log(loss, sums.correct, sums.weight, grad_norm), finite
 
@@ -184,11 +183,13 @@ def build(
     max_length: int,
     devices: Sequence | None = None,
     texts: tuple[Array, Array] | None = None,
+    in_c: bool = False,
 ) -> Programs:
     """Put the corpus on the devices and compile the programs ahead of time, two at once.
 
     `order` and `eval_order` are the shapes [S, B] of the orders that will be trained on and evaluated;
     B is a multiple of the number of devices. With `texts`, from `monitor.texts`, there is a fourth program: `readings`.
+    `in_c`: one device may move the rows of a deferred table by the C code that `foreign.load` has loaded.
     """
     began = time.perf_counter()
     devices = list(devices) if devices else jax.devices()[:1]
@@ -200,6 +201,7 @@ def build(
         rows = "deferred" if entries >= tables.WORTH_DEFERRING * order[1] * max_length else "dense"
     late = rows == "deferred"
     table = tables.deferred(optimizer, axis) if late else tables.dense(optimizer, axis)
+    table = touched.in_c(table, optimizer) if late and in_c and axis is None else table
     plain, optimizer = optimizer, tables.deferring(optimizer, order[0]) if late else optimizer
 
     def init(seed, init_scale):

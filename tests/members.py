@@ -34,12 +34,15 @@ def member(family, name):
 
 @functools.cache
 def no_kernel():
-    """Why there is no kernel here; None where there is one, for float32 and float64."""
+    """Why there is no kernel here; None where there is one, for float32 and float64. Code that a compiler refuses is no
+    reason."""
     try:
         foreign.load()
         foreign.load("-DDOUBLE")
     except ConfigurationError as error:
-        return str(error)
+        if "no C compiler" in str(error):
+            return str(error)
+        raise
 
 
 def drawn(template, seed, dtype, scale=0.5):

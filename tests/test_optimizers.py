@@ -1,5 +1,7 @@
 """Laws of the update rule: it is optax's, its numbers are arguments, and zero gradients only decay."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,8 @@ def chain(transformation, factor, hyper, params, gradients):
     """Apply `gradients` one after another as fit does."""
     state = transformation.init(params)
     for step, g in enumerate(gradients):
-        g = optimizers.clip(g, hyper, optax.tree.norm(g))
+        after = partial(lambda g, clip: optax.tree.norm(optimizers.limited(g, clip)), g)
+        g = optimizers.clipped(g, optimizers.clipping(hyper, 1.0, optax.tree.norm(g), after))
         updates, state = transformation.update(g, state, params)
         params = optimizers.apply(params, updates, optimizers.rate(factor, step, hyper), hyper)
     return params
@@ -53,21 +56,25 @@ def test_an_update_that_leaves_the_finite_numbers_moves_nothing(name):
     params, gradients = drawn(PARAMS, 0, jnp.float32), drawn(PARAMS, 1, jnp.float32)
     rule = optimizers.transformation(name)
     state = TrainState(params, rule.update(gradients, rule.init(params), params)[1], jnp.int32(1), None)
-    move = tables.dense(rule).move
+    move, clip = tables.dense(rule).move, optimizers.Clip(1.0, jnp.inf, 1.0)
     for rate, hopeful in ((jnp.float32(0.1), False), (jnp.float32(np.inf), True)):
-        after, memory, finite = move(state, gradients, None, rate, Hyper(rate), jnp.array(hopeful))
+        after, memory, finite = move(state, gradients, clip, None, rate, Hyper(rate), jnp.array(hopeful))
         assert not finite and distance((after, memory), (params, state.optimizer)) == 0
-    after, _, finite = move(state, gradients, None, jnp.float32(0.1), Hyper(0.1), jnp.array(True))
+    after, _, finite = move(state, gradients, clip, None, jnp.float32(0.1), Hyper(0.1), jnp.array(True))
     assert finite and distance(after, params) > 0
 
 
-def test_clipping_limits_the_elements_then_the_norm():
-    gradients = {"W": jnp.array([[3.0, -4.0]]), "b": jnp.array([0.5])}
-    norm = optax.tree.norm(gradients)
-    assert distance(optimizers.clip(gradients, Hyper(0.1), norm), gradients) == 0
-    elements = optimizers.clip(gradients, Hyper(0.1, clip_value=1.0), norm)
-    np.testing.assert_array_equal(elements["W"], [[1.0, -1.0]])
-    both = optimizers.clip(gradients, Hyper(0.1, clip_value=1.0, clip_global_norm=0.75), norm)
+def test_clipping_limits_the_elements_of_the_mean_then_the_norm():
+    gradients = {"W": jnp.array([[6.0, -8.0]]), "b": jnp.array([1.0])}  # the sum over two rows
+    norm = optax.tree.norm(gradients) / 2
+
+    def clipped(hyper):
+        clip = optimizers.clipping(hyper, 2.0, norm, lambda clip: optax.tree.norm(optimizers.limited(gradients, clip)))
+        return optimizers.clipped(gradients, clip)
+
+    np.testing.assert_array_equal(clipped(Hyper(0.1))["W"], [[3.0, -4.0]])
+    np.testing.assert_array_equal(clipped(Hyper(0.1, clip_value=1.0))["W"], [[1.0, -1.0]])
+    both = clipped(Hyper(0.1, clip_value=1.0, clip_global_norm=0.75))
     assert float(optax.tree.norm(both)) == pytest.approx(0.75)
     np.testing.assert_allclose(both["b"] / both["W"][0, 0], 0.5, rtol=1e-6)
 

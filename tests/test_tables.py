@@ -7,7 +7,7 @@ import pytest
 import jaxrnn
 from jaxrnn import fit, optimizers
 from jaxrnn.types import Corpus, Hyper
-from tests.members import distance
+from tests.members import distance, no_kernel
 
 V, ROWS, BATCH, EPOCHS = 60, 96, 8, 4
 STEPS = ROWS // BATCH
@@ -30,11 +30,11 @@ def plan(epoch):
     return np.random.default_rng(epoch).permutation(ROWS).reshape(STEPS, BATCH).astype(np.int32)
 
 
-def built(corpus, rows, count=1, name="adam"):
-    model = jaxrnn.rnn(vocabulary_size=V, classes=2, input_size=6, hidden_size=5)
-    return fit.build(model, optimizers.transformation(name, rows=rows), optimizers.linear, corpus,
+def built(corpus, rows, count=1, in_c=False, size=6):
+    model = jaxrnn.rnn(vocabulary_size=V, classes=2, input_size=size, hidden_size=5)
+    return fit.build(model, optimizers.transformation("adam", rows=rows), optimizers.linear, corpus,
                      order=(STEPS, BATCH), eval_order=(2, BATCH), max_length=8,
-                     devices=jax.devices("cpu")[:count])  # fmt: skip
+                     devices=jax.devices("cpu")[:count], in_c=in_c)  # fmt: skip
 
 
 def run(programs, numbers=NUMBERS, **settings):
@@ -45,9 +45,11 @@ def run(programs, numbers=NUMBERS, **settings):
     return np.array(losses), fit.whole(programs, report.state.params), report
 
 
-@pytest.fixture(scope="module")
-def deferred(corpus):
-    return built(corpus, "deferred")
+@pytest.fixture(scope="module", params=[False, True], ids=["jax", "c"])
+def deferred(corpus, request):
+    if request.param and no_kernel():
+        pytest.skip(str(no_kernel()))
+    return built(corpus, "deferred", in_c=request.param)
 
 
 @pytest.mark.parametrize("numbers", [NUMBERS, Hyper(1e-2), Hyper(1e-2, weight_decay=5)], ids=["all", "rate", "decay"])
@@ -61,6 +63,16 @@ def test_deferred_is_dense(corpus, deferred, numbers):
     assert distance(others, params) < 2e-4
     adam = end.state.optimizer.adam
     assert distance((adam.mu, adam.nu), (last.state.optimizer.mu, last.state.optimizer.nu)) < 1e-4
+
+
+@pytest.mark.parametrize("size", [1, 6, 16, 33])
+@pytest.mark.skipif(no_kernel() is not None, reason=str(no_kernel()))
+def test_the_c_code_takes_any_width(corpus, size):
+    """33 numbers on more rows than a thread takes at once: with every way to clip, and word dropout."""
+    losses, params, _ = run(built(corpus, "deferred", size=size))
+    found, others, _ = run(built(corpus, "deferred", size=size, in_c=True))
+    np.testing.assert_allclose(found, losses, rtol=1e-5)
+    assert distance(others, params) < 1e-4
 
 
 def test_two_devices_are_one(corpus, deferred):

@@ -1,22 +1,21 @@
-"""`bptt` with its loops in C (recurrence.c): the same formulas, at the cost of the tokens that exist.
+"""`bptt` with its loops in C (native/recurrence.c): the same formulas, at the cost of the tokens that exist.
 
 In XLA's loops a product of 64 rows reaches a third of what the processor can do, and every row is computed until the
 longest has ended. The kernel keeps the weights packed in the cache, computes at each step only the rows that still
 read, and gives each core rows of its own to carry through all time. For the CPU, the cells and the activations below.
 
-The C side takes sizes that are multiples of WIDTH: gates and columns are filled up with zeros here, and cut off again.
+The C side takes an H that is a multiple of WIDTH: gates and columns are filled up with zeros here, and cut off again.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from jaxrnn import activations
+from jaxrnn import activations, targets
 from jaxrnn.errors import ConfigurationError
 from jaxrnn.projection import project
 from jaxrnn.types import Array, Cell
@@ -25,17 +24,6 @@ GATES = {"vanilla": 1, "gru": 3, "lstm": 4}  # H-wide blocks of W_xh; the order 
 KEPT = {"vanilla": 0, "gru": 4, "lstm": 5}  # H-wide blocks that a step keeps beside h
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "softsign", "identity", "leaky_relu", "hard_tanh")  # the order too
 WIDTH = 16  # floats of the widest vector
-
-_targets: dict[tuple[str, str], str] = {}  # ("forward", "float32") -> the name that jax knows the function by
-
-
-def register(mark: str, dtype: str, forward: Any, backward: Any) -> None:
-    """Hand the two C functions to jax; `mark` tells versions apart in cached programs, which hold the names only."""
-    for name, function in (("forward", forward), ("backward", backward)):
-        target = f"jaxrnn_{name}_{mark}"
-        if _targets.get((name, dtype)) != target:
-            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(function), platform="cpu")
-            _targets[name, dtype] = target
 
 
 def unfit(cell: Cell) -> str | None:
@@ -54,9 +42,9 @@ def kernel(cell: Cell, params, xs: Array, length: Array | None = None, *, revers
     Raises ConfigurationError for a cell or numbers that it cannot compute, and where the C code has not been loaded.
     """
     reason = unfit(cell)
-    if reason is None and ("forward", str(params.W_hh.dtype)) not in _targets:
-        loaded = " and ".join(dtype for name, dtype in _targets if name == "forward")
-        reason = f"is loaded for {loaded or 'nothing yet (jaxrnn.foreign.load())'}, not for {params.W_hh.dtype}"
+    if reason is None and str(params.W_hh.dtype) not in targets.dtypes():
+        loaded = " and ".join(targets.dtypes()) or "nothing yet (jaxrnn.foreign.load())"
+        reason = f"is loaded for {loaded}, not for {params.W_hh.dtype}"
     if reason:
         raise ConfigurationError(f"unroll=kernel {reason}; use unroll=bptt, or unroll=scan for any cell")
     T, B = xs.shape[:2]
@@ -71,8 +59,7 @@ def kernel(cell: Cell, params, xs: Array, length: Array | None = None, *, revers
     if jnp.issubdtype(xs.dtype, jnp.integer):  # a product with one-hot vectors is a gather: no work for the kernel
         x, W_xh = blocks(project(params.W_xh, xs) + params.b_h), jnp.zeros((gates * full, 0), params.W_hh.dtype)
     else:
-        x = _filled(xs, xs.shape[2] + -xs.shape[2] % WIDTH)
-        W_xh = blocks(_filled(params.W_xh, x.shape[2]).T).T
+        x, W_xh = xs, blocks(params.W_xh.T).T
     W_hh = blocks(_filled(params.W_hh, full).T).T
     b_q = _filled(params.b_hn, full) if cell.name == "gru" else jnp.zeros(full, params.W_hh.dtype)
     length = jnp.full(B, T, jnp.int32) if length is None else length.astype(jnp.int32)
@@ -123,8 +110,7 @@ _run.defvjp(_run_forward, _run_backward, symbolic_zeros=True)
 
 
 def _call(name, dtype, shapes) -> Callable:
-    results = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
-    return jax.ffi.ffi_call(_targets[name, str(dtype)], results, vmap_method="sequential")
+    return targets.call(name, dtype, [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes])
 
 
 def _settings(what, reads_ys=False):

@@ -89,6 +89,7 @@ def build(problem: Problem, *, count: int = 1, rows: str = "auto", unroll: str =
     programs = fit.build(
         model, adam, optimizers.constant, corpus, order=orders.shape[1:],
         eval_order=(1, orders.shape[2]), max_length=problem.T, devices=chosen,
+        in_c=unroll == "kernel",
     )  # fmt: skip
     hyper = Hyper(*(np.float32(number) for number in Hyper(RATE)))
     state = programs.init(np.uint32(0), np.float32(1))

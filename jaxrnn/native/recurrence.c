@@ -5,33 +5,11 @@
 
    The rows of a batch are sorted by length and dealt to parts; a part runs through time on one core without meeting the
    others, and at step t computes only the rows that are longer than t: the work is that of the tokens that exist.
-   Widths are multiples of the vector (the caller pads). Sums over parts are taken in a fixed order: the same number of
+   H is a multiple of the vector (the caller pads), D may be any. Sums over parts are taken in a fixed order: the same number of
    threads gives the same bits. */
 
-#include <math.h>
-#include <sched.h>
-#include <stdatomic.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "foreign.h"
 
-#include "xla/ffi/api/c_api.h"
-
-#ifdef DOUBLE /* for tests, which ask for nine digits */
-typedef double real;
-typedef int64_t whole;
-#else
-typedef float real;
-typedef int32_t whole;
-#endif
-#if defined(__AVX512F__)
-#define BYTES 64
-#elif defined(__AVX__)
-#define BYTES 32
-#else
-#define BYTES 16
-#endif
-#define VW ((int)(BYTES / sizeof(real))) /* numbers of a vector */
 #define MR 8 /* rows of a register tile */
 #if BYTES == 64
 #define NR 3 /* vectors of a register tile: 24 of 32 registers hold sums */
@@ -39,10 +17,6 @@ typedef int32_t whole;
 #define NR 1
 #endif
 #define CHUNK 128 /* rows of the products over several steps: their operands stay in the second cache */
-#define INLINE static inline __attribute__((always_inline))
-
-typedef real vec __attribute__((vector_size(sizeof(real) * VW), aligned(sizeof(real)), may_alias));
-typedef whole ivec __attribute__((vector_size(sizeof(real) * VW), aligned(sizeof(real)), may_alias));
 
 /* ---- products ------------------------------------------------------------------------------------------------- */
 
@@ -118,12 +92,14 @@ static void product(int M, int N, int K, const real *const *a, const real *b, re
   }
 }
 
-/* b[K][N] = w[k * k_step + j * j_step], in panels of NR vectors */
+static int filled(int n) { return (n + VW - 1) / VW * VW; }
+
+/* b[K][filled(N)] = w[k * k_step + j * j_step], zero from N on, in panels of NR vectors */
 static void pack(int K, int N, const real *w, int64_t k_step, int64_t j_step, real *b) {
   for (int col = 0; col < N; col += NR * VW) {
-    int width = N - col < NR * VW ? N - col : NR * VW;
+    int left = N - col, width = left < NR * VW ? filled(left) : NR * VW;
     for (int k = 0; k < K; k++, b += width)
-      for (int j = 0; j < width; j++) b[j] = w[k * k_step + (col + j) * j_step];
+      for (int j = 0; j < width; j++) b[j] = j < left ? w[k * k_step + (col + j) * j_step] : 0;
   }
 }
 
@@ -295,69 +271,12 @@ static __attribute__((noinline)) void backward_cell(int cell, int f, int H, cons
   BY_CELL(backward_row, H, h, kept, before, c_before, g, gc, a)
 }
 
-/* ---- work shared by threads ----------------------------------------------------------------------------------- */
-
-typedef struct {
-  atomic_int next, done, users;
-  int count;
-  void (*task)(void *, int);
-  void *given;
-} Shared;
-
-/* Tasks are claimed, never assigned: a helper that starts late finds nothing left, and nobody waits for it. */
-static void help(void *pointer) {
-  Shared *s = pointer;
-  for (int i; (i = atomic_fetch_add(&s->next, 1)) < s->count;) {
-    s->task(s->given, i);
-    atomic_fetch_add(&s->done, 1);
-  }
-  if (atomic_fetch_sub(&s->users, 1) == 1) free(s);
-}
-
-/* An error that only says there are no threads to help: the caller does the work. */
-static void forget(const XLA_FFI_CallFrame *call, XLA_FFI_Error *error) {
-  XLA_FFI_Error_Destroy_Args args = {.struct_size = XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, .error = error};
-  call->api->XLA_FFI_Error_Destroy(&args);
-}
-
-static void in_parallel(const XLA_FFI_CallFrame *call, int threads, int count, void (*task)(void *, int), void *given) {
-  int helpers = (threads < count ? threads : count) - 1;
-  Shared *s = helpers > 0 ? malloc(sizeof *s) : NULL;
-  if (!s) {
-    for (int i = 0; i < count; i++) task(given, i);
-    return;
-  }
-  *s = (Shared){.count = count, .task = task, .given = given};
-  atomic_store(&s->users, helpers + 2);
-  for (int i = 0; i < helpers; i++) {
-    XLA_FFI_ThreadPool_Schedule_Args order = {.struct_size = XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE,
-                                              .ctx = call->ctx, .task = help, .data = s};
-    XLA_FFI_Error *refused = call->api->XLA_FFI_ThreadPool_Schedule(&order);
-    if (refused) {
-      atomic_fetch_sub(&s->users, 1);
-      forget(call, refused);
-    }
-  }
-  help(s);
-  for (int turn = 0; atomic_load(&s->done) < count; turn++)
-    if (turn > 2000) sched_yield();
-  if (atomic_fetch_sub(&s->users, 1) == 1) free(s);
-}
-
-static int threads_of(const XLA_FFI_CallFrame *call) {
-  int64_t count = 1;
-  XLA_FFI_ThreadPool_NumThreads_Args asked = {.struct_size = XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE,
-                                              .ctx = call->ctx, .num_threads = &count};
-  XLA_FFI_Error *refused = call->api->XLA_FFI_ThreadPool_NumThreads(&asked);
-  if (refused) forget(call, refused);
-  return refused || count < 1 ? 1 : (int)count;
-}
-
 /* ---- one call ------------------------------------------------------------------------------------------------- */
 
 typedef struct {
   const XLA_FFI_CallFrame *call;
   int cell, f, reverse, T, B, D, H, parts, G, R, A; /* D = 0: x holds W_xh x + b */
+  int wide; /* D, filled up to whole vectors */
   const real *x, *W_xh, *W_hh, *b, *b_q;
   const int32_t *length;
   const real *ys, *kept, *g_state, *g_cell, *g_ys; /* backward; g_ys may be NULL */
@@ -375,16 +294,6 @@ typedef struct {
   int n, T;
   int32_t *row, *alive;
 } Part;
-
-typedef struct {
-  char *at;
-} Room;
-
-static void *take(Room *room, size_t bytes) {
-  void *found = room->at;
-  room->at += (bytes + 63) / 64 * 64;
-  return found;
-}
 
 static Part part_of(const Call *s, int p, Room *room) {
   Part part = {0};
@@ -419,7 +328,8 @@ static int chunk(const Part *part, int first, int *end, int backwards) {
 static size_t room_of_part(const Call *s) {
   size_t rows = s->B / s->parts + 1, most = CHUNK + rows, pointer = sizeof(real *) * most;
   size_t width = s->G > s->A ? s->G : s->A;
-  size_t bytes = sizeof(int32_t) * (rows + s->T + 1) + sizeof(real) * (most * width + 4 * rows * s->H) + 8 * pointer;
+  size_t numbers = most * (width + 2 * s->wide) + 4 * rows * s->H;
+  size_t bytes = sizeof(int32_t) * (rows + s->T + 1) + sizeof(real) * numbers + 8 * pointer;
   return (bytes + 4096) / 64 * 64;
 }
 
@@ -474,7 +384,7 @@ static void forward_part(void *given, int p) {
 /* the sums of one part: dW_xh [G, D], dW_hh [G, H], db [G], db_q [H] */
 static void backward_part(void *given, int p) {
   Call *s = given;
-  const int H = s->H, G = s->G, A = s->A, D = s->D, cell = s->cell, f = s->f, wide = D ? D : G;
+  const int H = s->H, G = s->G, A = s->A, D = s->D, wide = s->wide, cell = s->cell, f = s->f, of_x = D ? D : G;
   Room room = {rooms(s) + room_of_part(s) * p};
   Part part = part_of(s, p, &room);
   int most = CHUNK + part.n;
@@ -483,9 +393,12 @@ static void backward_part(void *given, int p) {
   const real **a = take(&room, sizeof *a * most), **x = take(&room, sizeof *x * most);
   const real **h = take(&room, sizeof *h * most), **shifted = take(&room, sizeof *shifted * most);
   real **dx = take(&room, sizeof *dx * most), **back = take(&room, sizeof *back * part.n);
-  real *dW_xh = s->sums + s->sum_size * p, *dW_hh = dW_xh + (size_t)G * D, *db = dW_hh + (size_t)G * H, *db_q = db + G;
+  real **into = D == wide ? dx : take(&room, sizeof *into * most); /* rows of whole vectors, copied from and to D numbers */
+  real *filled_x = take(&room, sizeof(real) * most * wide), *filled_dx = take(&room, sizeof(real) * most * wide);
+  real *dW_xh = s->sums + s->sum_size * p, *dW_hh = dW_xh + (size_t)G * wide, *db = dW_hh + (size_t)G * H, *db_q = db + G;
   memset(dW_xh, 0, sizeof(real) * s->sum_size);
   for (int i = 0; i < most; i++) a[i] = adjoint + (size_t)i * A;
+  if (D != wide) memset(filled_x, 0, sizeof(real) * most * wide);
   for (int i = 0; i < part.n; i++) {
     back[i] = g + (size_t)i * H;
     memcpy(back[i], s->g_state + (size_t)part.row[i] * H, sizeof(real) * H);
@@ -497,7 +410,7 @@ static void backward_part(void *given, int p) {
       int t = s->reverse ? step : part.T - 1 - step, n = part.alive[t], old = with_before(s, &part, t);
       for (int i = 0; i < n; i++) {
         size_t at = index_of(s, t, part.row[i]), then = index_of(s, before_of(s, t), part.row[i]);
-        x[m + i] = s->x + at * wide, dx[m + i] = s->dx + at * wide;
+        x[m + i] = s->x + at * of_x, dx[m + i] = s->dx + at * of_x;
         h[m + i] = i < old ? s->ys + then * H : s->zeros;
         const real *c_before = cell == LSTM && i < old ? s->kept + then * s->R + 4 * H : s->zeros;
         if (s->g_ys) EACH(H) AT(back[i] + j) += GET(s->g_ys + at * H + j);
@@ -513,8 +426,13 @@ static void backward_part(void *given, int p) {
       m += n;
     }
     if (D) {
-      product(rows, D, G, a, s->packed_x, dx, SET, NULL);
-      outer(G, D, rows, adjoint, A, x, dW_xh);
+      for (int i = 0; D != wide && i < rows; i++) {
+        into[i] = filled_dx + (size_t)i * wide;
+        x[i] = memcpy(filled_x + (size_t)i * wide, x[i], sizeof(real) * D);
+      }
+      product(rows, wide, G, a, s->packed_x, into, SET, NULL);
+      outer(G, wide, rows, adjoint, A, x, dW_xh);
+      for (int i = 0; D != wide && i < rows; i++) memcpy(dx[i], into[i], sizeof(real) * D);
       for (int i = 0; i < rows; i++) EACH(G) AT(db + j) += GET(a[i] + j);
     } else
       for (int i = 0; i < rows; i++) memcpy(dx[i], a[i], sizeof(real) * G);
@@ -527,7 +445,7 @@ static void backward_part(void *given, int p) {
   for (int i = 0; i < part.n; i++) {
     int length = s->length[part.row[i]];
     for (int t = length > 0 ? length : 0; t < s->T; t++)
-      memset(s->dx + index_of(s, t, part.row[i]) * wide, 0, sizeof(real) * wide);
+      memset(s->dx + index_of(s, t, part.row[i]) * of_x, 0, sizeof(real) * of_x);
   }
 }
 
@@ -545,33 +463,6 @@ static void sort(Call *s, int32_t *count) {
   }
 }
 
-static _Atomic(void *) spare; /* the room of the last call: asking the system for new pages would cost more than a step */
-typedef struct {
-  size_t bytes;
-} Header;
-
-static char *room_for(size_t bytes) {
-  Header *held = atomic_exchange(&spare, NULL);
-  if (held && held->bytes >= bytes) return (char *)held + 64;
-  free(held);
-  held = aligned_alloc(64, (bytes + 127) / 64 * 64);
-  if (!held) return NULL;
-  held->bytes = bytes;
-  return (char *)held + 64;
-}
-static void give_back(char *room) { free(atomic_exchange(&spare, (void *)(room - 64))); }
-
-static XLA_FFI_Error *failed(const XLA_FFI_CallFrame *call, const char *why, XLA_FFI_Error_Code code) {
-  XLA_FFI_Error_Create_Args made = {.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE, .message = why, .errc = code};
-  return call->api->XLA_FFI_Error_Create(&made);
-}
-
-static void *argument(const XLA_FFI_CallFrame *call, int i) { return ((XLA_FFI_Buffer *)call->args.args[i])->data; }
-static void *result(const XLA_FFI_CallFrame *call, int i) { return ((XLA_FFI_Buffer *)call->rets.rets[i])->data; }
-static int64_t size(const XLA_FFI_CallFrame *call, int i, int axis) {
-  return ((XLA_FFI_Buffer *)call->args.args[i])->dims[axis];
-}
-
 /* arguments of both: settings [4] int32 (cell, activation, reverse, has g_ys), x [T, B, D or G], length [B], W_xh [G, D],
    W_hh [G, H], b [G], b_q [H] */
 static int opened(Call *s, const XLA_FFI_CallFrame *call, int backwards) {
@@ -584,8 +475,9 @@ static int opened(Call *s, const XLA_FFI_CallFrame *call, int backwards) {
   int threads = threads_of(call), most = s->B / 8 > 1 ? s->B / 8 : 1;
   double work = 2.0 * s->B * s->T * s->G * (s->D + s->H);
   s->parts = work < 4e6 || threads == 1 ? 1 : threads < most ? threads : most;
-  s->sum_size = backwards ? (size_t)s->G * (s->D + s->H) + s->G + s->H : 0;
-  size_t x_size = (size_t)s->D * s->G, h_size = (size_t)s->H * s->G, widest = s->G > s->D ? s->G : s->D;
+  s->wide = filled(s->D);
+  s->sum_size = backwards ? (size_t)s->G * (s->wide + s->H) + s->G + s->H : 0;
+  size_t x_size = (size_t)s->wide * s->G, h_size = (size_t)s->H * s->G, widest = s->G > s->wide ? s->G : s->wide;
   size_t numbers = x_size + h_size + widest + s->sum_size * s->parts;
   char *at = room_for(sizeof(real) * numbers + sizeof(int32_t) * (s->B + s->T + 2) + 512 + room_of_part(s) * s->parts);
   if (!at) return 0;
@@ -612,18 +504,6 @@ static int opened(Call *s, const XLA_FFI_CallFrame *call, int backwards) {
   return 1;
 }
 
-static XLA_FFI_Error *described(XLA_FFI_CallFrame *call) {
-  for (__typeof__(call->extension_start) e = call->extension_start; e; e = e->next) /* its name differs by version */
-    if (e->type == XLA_FFI_Extension_Metadata) {
-      XLA_FFI_Metadata *about = ((XLA_FFI_Metadata_Extension *)e)->metadata;
-      about->api_version.major_version = XLA_FFI_API_MAJOR;
-      about->api_version.minor_version = XLA_FFI_API_MINOR;
-    }
-  return NULL;
-}
-#define ASKED_WHAT_IT_IS(call) \
-  ((call)->extension_start && (call)->extension_start->type == XLA_FFI_Extension_Metadata)
-
 /* -> ys [T, B, H], state [B, H], kept [T, B, R], cell state [B, H] (LSTM) */
 XLA_FFI_Error *jaxrnn_forward(XLA_FFI_CallFrame *call) {
   if (ASKED_WHAT_IT_IS(call)) return described(call);
@@ -633,6 +513,17 @@ XLA_FFI_Error *jaxrnn_forward(XLA_FFI_CallFrame *call) {
   in_parallel(call, s.parts, s.parts, forward_part, &s);
   give_back((char *)s.order);
   return NULL;
+}
+
+/* into[rows][width] = the sum over parts of what stands `from` numbers into their sums, of which each row is `wide` */
+static void sum_parts(const Call *s, int rows, int wide, int width, size_t from, real *into) {
+  for (int i = 0; i < rows; i++, into += width, from += wide)
+    for (int j = 0; j < width; j += VW) {
+      vec sum = GET(s->sums + from + j);
+      for (int p = 1; p < s->parts; p++) sum += GET(s->sums + s->sum_size * p + from + j);
+      if (width - j >= VW) AT(into + j) = sum;
+      else memcpy(into + j, &sum, sizeof(real) * (width - j));
+    }
 }
 
 /* more arguments: ys, kept, g_state [B, H], g_cell [B, H], g_ys [T, B, H]
@@ -646,14 +537,11 @@ XLA_FFI_Error *jaxrnn_backward(XLA_FFI_CallFrame *call) {
   s.dx = result(call, 0), s.dW_xh = result(call, 1), s.dW_hh = result(call, 2), s.db = result(call, 3);
   s.db_q = result(call, 4);
   in_parallel(call, s.parts, s.parts, backward_part, &s);
-  size_t sizes[] = {(size_t)s.G * s.D, (size_t)s.G * s.H, s.G, s.H}, from = 0;
-  real *into[] = {s.dW_xh, s.dW_hh, s.db, s.db_q};
-  for (int k = 0; k < 4; from += sizes[k++])
-    for (size_t j = 0; j < sizes[k]; j += VW) {
-      vec sum = GET(s.sums + from + j);
-      for (int p = 1; p < s.parts; p++) sum += GET(s.sums + s.sum_size * p + from + j);
-      AT(into[k] + j) = sum;
-    }
+  sum_parts(&s, s.G, s.wide, s.D, 0, s.dW_xh);
+  size_t from = (size_t)s.G * s.wide;
+  sum_parts(&s, s.G, s.H, s.H, from, s.dW_hh);
+  sum_parts(&s, 1, s.G, s.G, from += (size_t)s.G * s.H, s.db);
+  sum_parts(&s, 1, s.H, s.H, from + s.G, s.db_q);
   give_back((char *)s.order);
   return NULL;
 }

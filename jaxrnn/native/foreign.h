@@ -1,0 +1,143 @@
+/* What the C functions of this folder share: numbers and vectors, threads, room for a call, and the words in which
+   XLA's foreign function interface is spoken to. */
+
+#ifndef JAXRNN_FOREIGN_H
+#define JAXRNN_FOREIGN_H
+
+#include <math.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "xla/ffi/api/c_api.h"
+
+#ifdef DOUBLE /* for tests, which ask for nine digits */
+typedef double real;
+typedef int64_t whole;
+#else
+typedef float real;
+typedef int32_t whole;
+#endif
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+#define VW ((int)(BYTES / sizeof(real))) /* numbers of a vector */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef real vec __attribute__((vector_size(sizeof(real) * VW), aligned(sizeof(real)), may_alias));
+typedef whole ivec __attribute__((vector_size(sizeof(real) * VW), aligned(sizeof(real)), may_alias));
+
+/* ---- work shared by threads ----------------------------------------------------------------------------------- */
+
+typedef struct {
+  atomic_int next, done, users;
+  int count;
+  void (*task)(void *, int);
+  void *given;
+} Shared;
+
+/* Tasks are claimed, never assigned: a helper that starts late finds nothing left, and nobody waits for it. */
+static void help(void *pointer) {
+  Shared *s = pointer;
+  for (int i; (i = atomic_fetch_add(&s->next, 1)) < s->count;) {
+    s->task(s->given, i);
+    atomic_fetch_add(&s->done, 1);
+  }
+  if (atomic_fetch_sub(&s->users, 1) == 1) free(s);
+}
+
+/* An error that only says there are no threads to help: the caller does the work. */
+static void forget(const XLA_FFI_CallFrame *call, XLA_FFI_Error *error) {
+  XLA_FFI_Error_Destroy_Args args = {.struct_size = XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, .error = error};
+  call->api->XLA_FFI_Error_Destroy(&args);
+}
+
+static void in_parallel(const XLA_FFI_CallFrame *call, int threads, int count, void (*task)(void *, int), void *given) {
+  int helpers = (threads < count ? threads : count) - 1;
+  Shared *s = helpers > 0 ? malloc(sizeof *s) : NULL;
+  if (!s) {
+    for (int i = 0; i < count; i++) task(given, i);
+    return;
+  }
+  *s = (Shared){.count = count, .task = task, .given = given};
+  atomic_store(&s->users, helpers + 2);
+  for (int i = 0; i < helpers; i++) {
+    XLA_FFI_ThreadPool_Schedule_Args order = {.struct_size = XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE,
+                                              .ctx = call->ctx, .task = help, .data = s};
+    XLA_FFI_Error *refused = call->api->XLA_FFI_ThreadPool_Schedule(&order);
+    if (refused) {
+      atomic_fetch_sub(&s->users, 1);
+      forget(call, refused);
+    }
+  }
+  help(s);
+  for (int turn = 0; atomic_load(&s->done) < count; turn++)
+    if (turn > 2000) sched_yield();
+  if (atomic_fetch_sub(&s->users, 1) == 1) free(s);
+}
+
+static int threads_of(const XLA_FFI_CallFrame *call) {
+  int64_t count = 1;
+  XLA_FFI_ThreadPool_NumThreads_Args asked = {.struct_size = XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE,
+                                              .ctx = call->ctx, .num_threads = &count};
+  XLA_FFI_Error *refused = call->api->XLA_FFI_ThreadPool_NumThreads(&asked);
+  if (refused) forget(call, refused);
+  return refused || count < 1 ? 1 : (int)count;
+}
+
+typedef struct {
+  char *at;
+} Room;
+
+static void *take(Room *room, size_t bytes) {
+  void *found = room->at;
+  room->at += (bytes + 63) / 64 * 64;
+  return found;
+}
+
+static _Atomic(void *) spare; /* the room of the last call: asking the system for new pages would cost more than a step */
+typedef struct {
+  size_t bytes;
+} Header;
+
+static char *room_for(size_t bytes) {
+  Header *held = atomic_exchange(&spare, NULL);
+  if (held && held->bytes >= bytes) return (char *)held + 64;
+  free(held);
+  held = aligned_alloc(64, (bytes + 127) / 64 * 64);
+  if (!held) return NULL;
+  held->bytes = bytes;
+  return (char *)held + 64;
+}
+static void give_back(char *room) { free(atomic_exchange(&spare, (void *)(room - 64))); }
+
+static XLA_FFI_Error *failed(const XLA_FFI_CallFrame *call, const char *why, XLA_FFI_Error_Code code) {
+  XLA_FFI_Error_Create_Args made = {.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE, .message = why, .errc = code};
+  return call->api->XLA_FFI_Error_Create(&made);
+}
+
+static void *argument(const XLA_FFI_CallFrame *call, int i) { return ((XLA_FFI_Buffer *)call->args.args[i])->data; }
+static void *result(const XLA_FFI_CallFrame *call, int i) { return ((XLA_FFI_Buffer *)call->rets.rets[i])->data; }
+static int64_t size(const XLA_FFI_CallFrame *call, int i, int axis) {
+  return ((XLA_FFI_Buffer *)call->args.args[i])->dims[axis];
+}
+
+static XLA_FFI_Error *described(XLA_FFI_CallFrame *call) {
+  for (__typeof__(call->extension_start) e = call->extension_start; e; e = e->next) /* its name differs by version */
+    if (e->type == XLA_FFI_Extension_Metadata) {
+      XLA_FFI_Metadata *about = ((XLA_FFI_Metadata_Extension *)e)->metadata;
+      about->api_version.major_version = XLA_FFI_API_MAJOR;
+      about->api_version.minor_version = XLA_FFI_API_MINOR;
+    }
+  return NULL;
+}
+#define ASKED_WHAT_IT_IS(call) \
+  ((call)->extension_start && (call)->extension_start->type == XLA_FFI_Extension_Metadata)
+
+#endif
