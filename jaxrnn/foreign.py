@@ -20,7 +20,7 @@ from jaxrnn import devices
 from jaxrnn.errors import ConfigurationError
 
 NATIVE = Path(__file__).resolve().parent / "native"
-SOURCES = [NATIVE / name for name in ("recurrence.c", "rows.c")]
+SOURCES = [NATIVE / name for name in ("recurrence.c", "adam.c")]
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fPIC", "-shared")
 COMPILERS = ("cc", "gcc", "clang")  # after $CC
 

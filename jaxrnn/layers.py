@@ -127,4 +127,9 @@ def word_dropout(key: Array | None, rate: Array | float, tokens: Array, length: 
 def _locked_dropout(key, rate, xs):
     if key is None:
         return xs
-    return xs * dropout(key, rate, jnp.ones(xs.shape[1:], xs.dtype))  # [B, D], one mask for all steps
+
+    def drop(xs):
+        mask = dropout(key, rate, jnp.ones(xs.shape[1:], xs.dtype))
+        return xs * mask  # [B, D], one mask for all steps
+
+    return lax.cond(rate > 0, drop, lambda xs: xs, xs)

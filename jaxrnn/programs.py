@@ -29,10 +29,10 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxrnn import monitor, optimizers, tables, touched
+from jaxrnn import fused, monitor, optimizers, tables
 from jaxrnn.layers import Rows
 from jaxrnn.resuming import Log
-from jaxrnn.tables import Table, squares
+from jaxrnn.tables import Table
 from jaxrnn.types import Array, Batch, Corpus, Hyper, Model, Noise, Sums, TrainState
 
 AXIS = "rows"  # of the mesh, where there is more than one device
@@ -91,37 +91,27 @@ def make_update(model: Model, table: Table, factor: Callable, axis: str | None =
         noise = Noise(hyper.dropout_rate, hyper.word_dropout_rate)
         key = jax.random.fold_in(state.key, state.step)
         key = key if axis is None else jax.random.fold_in(key, lax.axis_index(axis))
-        params, square, found = state.params, 0.0, None
+        params, ids, found = state.params, None, None
         if model.has_table:
             ids = model.tokens(batch, key, noise)
             values, found = table.read(state, ids, batch.length)
             params = params._replace(input=Rows(values))
         (_, sums), gradients = jax.value_and_grad(summed_loss, has_aux=True)(params, batch, key, noise)
-        embedding, rest = _apart(model, gradients)
-        sums, rest = total((sums, rest))
-        rows = jnp.maximum(sums.weight, 1)
-        gradients, limited = rest, lambda clip: 0.0
         if model.has_table:
-            embedding, found, square, limited = table.collect(
-                state, found, ids, batch.length, embedding.values, rows, hyper.clip_value
-            )
-            gradients = rest._replace(input=embedding)
-        loss, grad_norm = sums.loss / rows, jnp.sqrt(total(square) + squares(rest)) / rows
-        clip = optimizers.clipping(
-            hyper, rows, grad_norm, lambda clip: jnp.sqrt(total(limited(clip)) + squares(optimizers.limited(rest, clip)))
+            values = gradients.input.values
+            sums, gradients = total((sums, gradients._replace(input=None)))
+            gradients = gradients._replace(input=values)
+        else:
+            sums, gradients = total((sums, gradients))
+        rows = jnp.maximum(sums.weight, 1)
+        loss, rate = sums.loss / rows, optimizers.rate(factor, state.step, hyper)
+        params, memory, grad_norm, finite = table.learn(
+            state, gradients, found, ids, batch.length, rows, rate, hyper, jnp.isfinite(loss)
         )
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        rate = optimizers.rate(factor, state.step, hyper)
-        params, memory, finite = table.move(state, gradients, clip, found, rate, hyper, finite)
         after = TrainState(params, memory, state.step + finite.astype(jnp.int32), state.key)
         return after, Log(loss, sums.correct, sums.weight, grad_norm), finite
 
     return update
-
-
-def _apart(model, gradients):
-    """-> what belongs to the table, and the rest with nothing in its place."""
-    return (gradients.input, gradients._replace(input=None)) if model.has_table else (None, gradients)
 
 
 def make_segment(update: Callable, settle: Callable, max_length: int) -> Callable:
@@ -189,19 +179,16 @@ def build(
 
     `order` and `eval_order` are the shapes [S, B] of the orders that will be trained on and evaluated;
     B is a multiple of the number of devices. With `texts`, from `monitor.texts`, there is a fourth program: `readings`.
-    `in_c`: one device may move the rows of a deferred table by the C code that `foreign.load` has loaded.
+    `in_c`: Adam, on one device, by the C code that `foreign.load` has loaded, unless its rows are to be dense.
     """
     began = time.perf_counter()
     devices = list(devices) if devices else jax.devices()[:1]
     axis = AXIS if len(devices) > 1 else None
     across = Mesh(np.array(devices), (AXIS,))
-    rows = getattr(optimizer, "rows", "dense") if model.has_table else "dense"
-    if rows == "auto":
-        entries = len(jax.eval_shape(model.init, jax.random.key(0)).input)
-        rows = "deferred" if entries >= tables.WORTH_DEFERRING * order[1] * max_length else "dense"
-    late = rows == "deferred"
+    in_c = in_c and axis is None and isinstance(optimizer, optimizers.Adam) and optimizer.rows != "dense"
+    late = model.has_table and (in_c or _late(model, optimizer, order[1] * max_length))
     table = tables.deferred(optimizer, axis) if late else tables.dense(optimizer, axis)
-    table = touched.in_c(table, optimizer) if late and in_c and axis is None else table
+    table = fused.adam(optimizer, model.has_table) if in_c else table
     plain, optimizer = optimizer, tables.deferring(optimizer, order[0]) if late else optimizer
 
     def init(seed, init_scale):
@@ -273,6 +260,14 @@ def build(
     spent = time.perf_counter() - began
     read = (lambda state: measure[0](state, *texts)) if texts is not None else None
     return Programs(init, segment, answers, data, shapes, eval_order, len(lowered), spent, placed, kept, read)
+
+
+def _late(model, optimizer, places) -> bool:
+    """Are the rows of the table worth deferring, where a batch has so many places."""
+    rows = getattr(optimizer, "rows", "dense")
+    if rows != "auto":
+        return rows == "deferred"
+    return len(jax.eval_shape(model.init, jax.random.key(0)).input) >= tables.WORTH_DEFERRING * places
 
 
 def whole(programs: Programs, params):

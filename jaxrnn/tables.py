@@ -1,12 +1,13 @@
-"""How an update reaches the table [V, E] of embeddings, of which a batch touches few rows. Two ways, one signature:
+"""From the gradients of a batch to the parameters, and to the table [V, E] of embeddings, of which a batch touches few
+rows. Two ways, one signature:
 
-    read(state, ids [T, B], length) -> rows [T, B, E], found                        as they are now
-    collect(state, found, ids, length, gradients [T, B, E], rows, limit)
-        -> gradient (a sum over the batch), found, its squared norm, clip -> that of the limited mean
-    move(state, gradients, clip, found, rate, hyper, finite) -> params, memory, finite     unchanged if one is not finite
-    settle(state) -> state                                                          every row brought up to date
+    read(state, ids [T, B], length) -> rows [T, B, E], found                            as they are now
+    learn(state, gradients, found, ids, length, rows, rate, hyper, finite)
+        -> params, memory, norm of the mean gradient, finite                         unchanged if a number is not finite
+    settle(state) -> state                                                              every row brought up to date
 
-`found` is what one way has to tell itself. `touched` is the second in C.
+`gradients` are sums over the `rows` of the batch, that of the table still dL/dx [T, B, E]; a model without a table has
+ids None. `found` is what one way has to tell itself. `fused` is the second in C.
 
 `dense` writes the gradient of the whole table and moves all of it, by any optimizer. `deferred` is Adam at the cost of
 the rows touched. A row without gradient still moves under Adam, but along a path that is known: from update s to n
@@ -24,7 +25,6 @@ With an axis, the table is this device's share of the rows; ids and gradients of
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -41,8 +41,7 @@ WORTH_DEFERRING = 3  # entries of the table for each place of a batch: at 8 gain
 
 class Table(NamedTuple):
     read: Callable
-    collect: Callable
-    move: Callable
+    learn: Callable
     settle: Callable
 
 
@@ -108,36 +107,60 @@ def finite_everywhere(tree, axis: str | None) -> Array:
     return found if axis is None else lax.pmin(found.astype(jnp.int32), axis) == 1
 
 
+def _learning(collect: Callable, move: Callable, axis: str | None) -> Callable:
+    """`learn` in two steps:
+
+    collect(state, found, ids, length, dx) -> gradient of the table (still a sum), found, its squared norm
+    move(state, gradients, clip, found, rate, hyper, finite) -> params, memory, finite
+    """
+
+    def total(number):
+        return number if axis is None else lax.psum(number, axis)
+
+    def learn(state: TrainState, gradients, found, ids, length, rows, rate, hyper: Hyper, finite):
+        rest, of_table, square = gradients, None, jnp.float32(0)
+        if ids is not None:
+            of_table, found, square = collect(state, found, ids, length, gradients.input)
+            rest, gradients = gradients._replace(input=None), gradients._replace(input=of_table)
+
+        def limited(clip):
+            of_rest, of_rows = (squares(optimizers.limited(tree, clip)) for tree in (rest, of_table))
+            return jnp.sqrt(total(of_rows) + of_rest)
+
+        norm = jnp.sqrt(total(square) + squares(rest)) / rows
+        clip = optimizers.clipping(hyper, rows, norm, limited)
+        *after, finite = move(state, gradients, clip, found, rate, hyper, finite & jnp.isfinite(norm))
+        return *after, norm, finite
+
+    return learn
+
+
 def dense(optimizer: Any, axis: str | None = None) -> Table:
     """The whole table, by any optimizer; also for a model without one."""
 
     def read(state: TrainState, ids, length):
         return look_up(state.params.input, ids, axis), None
 
-    def collect(state: TrainState, found, ids, length, gradients, *_):
+    def collect(state: TrainState, found, ids, length, gradients):
         table = state.params.input
         here, rows = _given(table, ids, length, gradients, axis)
         gradient = jnp.zeros_like(table).at[here].add(rows, mode="drop")
         held = here < len(table)
         products = rows * rows_of(gradient, jnp.where(held, here, 0))
         # sum_i <row_i, gradient[id_i]> is its squared norm: it reads what was touched, not the table
-        return gradient, None, summed(jnp.where(held[:, None], products, 0)), partial(_limited, gradient)
+        return gradient, None, summed(jnp.where(held[:, None], products, 0))
 
     def move(state: TrainState, gradients, clip: Clip, found, rate, hyper: Hyper, finite):
         gradients = optimizers.clipped(gradients, clip)
         updates, memory = optimizer.update(gradients, state.optimizer, state.params)
         params = optimizers.apply(state.params, updates, rate, hyper)
         finite &= finite_everywhere(params, axis)
-        return *chosen(finite, (params, memory), (state.params, state.optimizer)), finite
+        return *_chosen(finite, (params, memory), (state.params, state.optimizer)), finite
 
-    return Table(read, collect, move, lambda state: state)
-
-
-def _limited(gradient, clip):
-    return squares(optimizers.limited(gradient, clip))
+    return Table(read, _learning(collect, move, axis), lambda state: state)
 
 
-def chosen(finite, new, old):
+def _chosen(finite, new, old):
     """One of two trees."""
     return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
@@ -168,7 +191,7 @@ def deferred(optimizer: optimizers.Adam, axis: str | None = None) -> Table:
         held = here < len(state.params.input)
         return lax.psum_scatter(jnp.where(held[..., None], p, 0), axis), found
 
-    def collect(state: TrainState, found, ids, length, gradients, *_):
+    def collect(state: TrainState, found, ids, length, gradients):
         """The gradient is [N, E], each id in one place; the others are filler, and `found` ends with the ids [N]."""
         table = state.params.input
         here, rows = _given(table, ids, length, gradients, axis)
@@ -176,27 +199,30 @@ def deferred(optimizer: optimizers.Adam, axis: str | None = None) -> Table:
         one_of = jnp.zeros(len(table), jnp.int32).at[here].set(place, mode="drop")  # of the places of an id
         its = jnp.where(here < len(table), rows_of(one_of, jnp.minimum(here, len(table) - 1)), len(here))
         gradient = jnp.zeros_like(rows).at[its].add(rows, mode="drop")
-        found = *found, jnp.where(its == place, here, len(table))
-        return gradient, found, squares(gradient), partial(_limited, gradient)
+        return gradient, (*found, jnp.where(its == place, here, len(table))), squares(gradient)
 
     def move(state: TrainState, gradients, clip: Clip, found, rate, hyper: Hyper, finite):
-        (_, mu, nu), behind = state.optimizer
-        new, old = moved_rest(optimizer, state, gradients, clip, rate, hyper)
+        (count, mu, nu), behind = state.optimizer
+        params = state.params._replace(input=None)
+        memory = optax.ScaleByAdamState(count, mu._replace(input=None), nu._replace(input=None))
+        updates, new_memory = optimizer.update(optimizers.clipped(gradients._replace(input=None), clip), memory, params)
+        new = optimizers.apply(params, updates, rate, hyper), new_memory
         p, m, v, here = found
-        update, m, v = optimizer.one(optimizers.clipped(gradients.input, clip), m, v, new[1].count)
+        update, m, v = optimizer.one(optimizers.clipped(gradients.input, clip), m, v, new_memory.count)
         (p,) = optimizers.apply((p,), (update,), rate, hyper)
 
         finite &= finite_everywhere((new[0], p), axis)
-        params, memory = chosen(finite, new, old)
+        params, memory = _chosen(finite, new, (params, memory))
         at = jnp.where(finite, here, len(state.params.input))
 
         def written(table, rows):
             return table.at[at].set(rows, mode="drop")
 
         table, m, v = written(state.params.input, p), written(mu.input, m), written(nu.input, v)
-        behind = jax.lax.cond(finite, _next, lambda behind, *_: behind, behind, rate, hyper, new[1].count)
+        behind = jax.lax.cond(finite, _next, lambda behind, *_: behind, behind, rate, hyper, new_memory.count)
         behind = behind._replace(since=behind.since.at[at].set(behind.now, mode="drop"))
-        return *joined(params, memory, table, m, v, behind), finite
+        adam = optax.ScaleByAdamState(memory.count, memory.mu._replace(input=m), memory.nu._replace(input=v))
+        return params._replace(input=table), Memory(adam, behind), finite
 
     def _next(behind: Behind, rate, hyper, count):
         """After one more update, the `count`-th of Adam."""
@@ -215,22 +241,7 @@ def deferred(optimizer: optimizers.Adam, axis: str | None = None) -> Table:
         behind = _fresh(behind.since, behind.drift)
         return state._replace(params=state.params._replace(input=p), optimizer=Memory(adam, behind))
 
-    return Table(read, collect, move, settle)
-
-
-def moved_rest(optimizer: optimizers.Adam, state: TrainState, gradients, clip: Clip, rate, hyper: Hyper):
-    """-> all but the table after an update and before it: (params, optax.ScaleByAdamState), each without `input`."""
-    count, mu, nu = state.optimizer.adam
-    params = state.params._replace(input=None)
-    memory = optax.ScaleByAdamState(count, mu._replace(input=None), nu._replace(input=None))
-    updates, new = optimizer.update(optimizers.clipped(gradients._replace(input=None), clip), memory, params)
-    return (optimizers.apply(params, updates, rate, hyper), new), (params, memory)
-
-
-def joined(params, memory, table, mu, nu, behind: Behind):
-    """-> params and Memory, from those of the rest and of the table."""
-    adam = optax.ScaleByAdamState(memory.count, memory.mu._replace(input=mu), memory.nu._replace(input=nu))
-    return params._replace(input=table), Memory(adam, behind)
+    return Table(read, _learning(collect, move, axis), settle)
 
 
 def _fresh(since, drift):

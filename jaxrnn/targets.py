@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-FUNCTIONS = ("forward", "backward", "rows_read", "rows_collect", "rows_move")
+FUNCTIONS = ("forward", "backward", "read", "learn")
 
 _targets: dict[tuple[str, str], str] = {}  # ("forward", "float32") -> the name that jax knows the function by
 
@@ -26,6 +26,4 @@ def dtypes() -> list[str]:
 
 def call(name: str, dtype: Any, results: list[jax.ShapeDtypeStruct], aliases: dict[int, int] | None = None) -> Callable:
     """The function `name` of numbers of that type; `aliases`: argument -> the result that takes its place in memory."""
-    return jax.ffi.ffi_call(
-        _targets[name, str(dtype)], results, vmap_method="sequential", input_output_aliases=aliases
-    )
+    return jax.ffi.ffi_call(_targets[name, str(dtype)], results, vmap_method="sequential", input_output_aliases=aliases)

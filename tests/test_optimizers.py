@@ -56,11 +56,12 @@ def test_an_update_that_leaves_the_finite_numbers_moves_nothing(name):
     params, gradients = drawn(PARAMS, 0, jnp.float32), drawn(PARAMS, 1, jnp.float32)
     rule = optimizers.transformation(name)
     state = TrainState(params, rule.update(gradients, rule.init(params), params)[1], jnp.int32(1), None)
-    move, clip = tables.dense(rule).move, optimizers.Clip(1.0, jnp.inf, 1.0)
+    learn = tables.dense(rule).learn
     for rate, hopeful in ((jnp.float32(0.1), False), (jnp.float32(np.inf), True)):
-        after, memory, finite = move(state, gradients, clip, None, rate, Hyper(rate), jnp.array(hopeful))
+        numbers = rate, Hyper(rate), jnp.array(hopeful)
+        after, memory, _, finite = learn(state, gradients, None, None, None, 1.0, *numbers)
         assert not finite and distance((after, memory), (params, state.optimizer)) == 0
-    after, _, finite = move(state, gradients, clip, None, jnp.float32(0.1), Hyper(0.1), jnp.array(True))
+    after, *_, finite = learn(state, gradients, None, None, None, 1.0, jnp.float32(0.1), Hyper(0.1), jnp.array(True))
     assert finite and distance(after, params) > 0
 
 

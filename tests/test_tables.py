@@ -30,8 +30,8 @@ def plan(epoch):
     return np.random.default_rng(epoch).permutation(ROWS).reshape(STEPS, BATCH).astype(np.int32)
 
 
-def built(corpus, rows, count=1, in_c=False, size=6):
-    model = jaxrnn.rnn(vocabulary_size=V, classes=2, input_size=size, hidden_size=5)
+def built(corpus, rows, count=1, in_c=False, size=6, **network):
+    model = jaxrnn.rnn(vocabulary_size=V, classes=2, input_size=size, hidden_size=5, **network)
     return fit.build(model, optimizers.transformation("adam", rows=rows), optimizers.linear, corpus,
                      order=(STEPS, BATCH), eval_order=(2, BATCH), max_length=8,
                      devices=jax.devices("cpu")[:count], in_c=in_c)  # fmt: skip
@@ -65,14 +65,17 @@ def test_deferred_is_dense(corpus, deferred, numbers):
     assert distance((adam.mu, adam.nu), (last.state.optimizer.mu, last.state.optimizer.nu)) < 1e-4
 
 
-@pytest.mark.parametrize("size", [1, 6, 16, 33])
+@pytest.mark.parametrize("network", [{"size": 1}, {"size": 33, "bidirectional": True}, {"input": "one_hot"},
+                                     {"size": 300, "cell": "lstm", "head": "attention"}], ids=str)  # fmt: skip
 @pytest.mark.skipif(no_kernel() is not None, reason=str(no_kernel()))
-def test_the_c_code_takes_any_width(corpus, size):
-    """33 numbers on more rows than a thread takes at once: with every way to clip, and word dropout."""
-    losses, params, _ = run(built(corpus, "deferred", size=size))
-    found, others, _ = run(built(corpus, "deferred", size=size, in_c=True))
-    np.testing.assert_allclose(found, losses, rtol=1e-5)
-    assert distance(others, params) < 1e-4
+def test_the_c_code_is_jaxs_for_any_network(corpus, network):
+    rows = "auto" if "input" in network else "deferred"
+    losses, params, last = run(built(corpus, rows, **network))
+    found, others, end = run(built(corpus, rows, in_c=True, **network))
+    np.testing.assert_allclose(found, losses, rtol=2e-5)
+    assert distance(others, params) < 2e-4
+    assert distance(end.state.optimizer, last.state.optimizer) < 1e-4
+    np.testing.assert_allclose(end.log.grad_norm, last.log.grad_norm, rtol=1e-4)
 
 
 def test_two_devices_are_one(corpus, deferred):
@@ -102,11 +105,14 @@ def test_a_run_that_ends_inside_an_epoch_is_settled(deferred):
     assert report.step == STEPS + 3 and int(report.state.optimizer.behind.now) == 0
 
 
-@pytest.mark.parametrize("entries, expected", [(2 * 8 * BATCH, False), (3 * 8 * BATCH, True)])
-def test_auto_defers_where_the_table_is_wide(corpus, entries, expected):
+@pytest.mark.parametrize("entries, in_c, expected", [(128, False, False), (192, False, True), (128, True, True)])
+def test_auto_defers_where_the_table_is_wide_and_in_c(corpus, entries, in_c, expected):
+    """8 rows of 8 places: three entries of the table for each of them."""
+    if in_c and no_kernel():
+        pytest.skip(str(no_kernel()))
     model = jaxrnn.rnn(vocabulary_size=entries, classes=2, input_size=2, hidden_size=2)
     programs = fit.build(model, optimizers.transformation("adamw", rows="auto"), optimizers.constant, corpus,
-                         order=(STEPS, BATCH), eval_order=(2, BATCH), max_length=8)  # fmt: skip
+                         order=(STEPS, BATCH), eval_order=(2, BATCH), max_length=8, in_c=in_c)  # fmt: skip
     assert hasattr(programs.kept.optimizer, "behind") == expected
 
 

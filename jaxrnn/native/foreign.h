@@ -33,6 +33,13 @@ typedef int32_t whole;
 typedef real vec __attribute__((vector_size(sizeof(real) * VW), aligned(sizeof(real)), may_alias));
 typedef whole ivec __attribute__((vector_size(sizeof(real) * VW), aligned(sizeof(real)), may_alias));
 
+INLINE vec where(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
+INLINE vec all(real x) { return (vec){0} + x; }
+INLINE vec bounded(vec x, real low, real high) { /* NaN stays NaN */
+  x = where(x < all(low), all(low), x);
+  return where(x > all(high), all(high), x);
+}
+
 /* ---- work shared by threads ----------------------------------------------------------------------------------- */
 
 typedef struct {

@@ -145,13 +145,6 @@ static void outer(int M, int N, int K, const real *a, int lda, const real *const
 
 enum { TANH, RELU, SIGMOID, SOFTSIGN, IDENTITY, LEAKY_RELU, HARD_TANH };
 
-INLINE vec where(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
-INLINE vec all(real x) { return (vec){0} + x; }
-INLINE vec bounded(vec x, real low, real high) { /* NaN stays NaN */
-  x = where(x < all(low), all(low), x);
-  return where(x > all(high), all(high), x);
-}
-
 #ifdef DOUBLE
 INLINE vec tanh_of(vec x) {
   for (int i = 0; i < VW; i++) x[i] = tanh(x[i]);

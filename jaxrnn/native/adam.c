@@ -1,0 +1,343 @@
+/* One update of Adam, from the gradients of a batch to the parameters, as two calls: the formulas are those of
+   tables.py (rows of an embedding table, brought up to date when they are read) and optimizers.py.
+
+   read    the places of the words that exist, sorted by id; the row of each, as it is after all updates so far
+   learn   the global norm of the gradient, the clips, Adam; nothing is written if a number would not be finite
+
+   The work is that of the ids a batch holds, whatever the table holds. Every row and every piece of an array is one
+   thread's, and sums are taken in a fixed order: the bits do not depend on the number of threads. */
+
+#include <float.h>
+
+#include "foreign.h"
+
+#define IDS 32 /* of a task */
+#define PIECE 8192 /* numbers of a task */
+#define DIGIT 11 /* bits of an id that one pass of the sort looks at */
+
+#ifdef DOUBLE
+#define ROOT sqrt
+#define TINY DBL_MIN
+#else
+#define ROOT sqrtf
+#define TINY FLT_MIN
+#endif
+
+typedef struct {
+  const real *g;
+  real *p, *m, *v, *moved; /* `moved`: what p becomes, before it is written */
+  int size;
+  real decay;
+} Piece;
+
+typedef struct {
+  int T, B, V, E, ids;                                /* `ids`: how many different ones */
+  const int32_t *id, *length, *place, *first; /* id g stands at place[first[g]] .. place[first[g + 1] - 1] */
+  real *table, *mu, *nu, *drift, *shrink;
+  int32_t *since;
+  const real *gradient;
+  real b1, b2, eps, rate, decay, share, limit, scale, m_scale, v_scale; /* share: 1 / rows; m_scale: 1 / (1 - b1^n) */
+  int now, count, pieces;
+  Piece *piece;
+  real *x, *sum, *moved, *square; /* `square`: two of each task */
+  atomic_int wrong;
+} Call;
+
+INLINE vec load(const real *from, int n) {
+  if (n >= VW) return *(const vec *)from;
+  vec x = {0};
+  memcpy(&x, from, sizeof(real) * n);
+  return x;
+}
+INLINE void store(real *to, vec x, int n) {
+  if (n >= VW) *(vec *)to = x;
+  else memcpy(to, &x, sizeof(real) * n);
+}
+INLINE vec root(vec x) {
+  for (int i = 0; i < VW; i++) x[i] = ROOT(x[i]);
+  return x;
+}
+static real total(vec x) {
+  real sum = 0;
+  for (int i = 0; i < VW; i++) sum += x[i];
+  return sum;
+}
+
+/* ---- rows of the table ---------------------------------------------------------------------------------------- */
+
+/* The places of real words, by id, equal ones as they come in time; room for two lists of places. */
+static void sort(Call *s, int32_t *place, int32_t *first, int32_t *spare_place) {
+  int n = 0, count[1 << DIGIT];
+  for (int t = 0; t < s->T; t++)
+    for (int b = 0; b < s->B; b++)
+      if (t < s->length[b]) place[n++] = t * s->B + b;
+  int32_t *from = place, *to = spare_place;
+  for (int shift = 0; (s->V - 1) >> shift; shift += DIGIT) {
+    memset(count, 0, sizeof count);
+    for (int i = 0; i < n; i++) count[s->id[from[i]] >> shift & ((1 << DIGIT) - 1)]++;
+    for (int digit = 0, sum = 0; digit < 1 << DIGIT; digit++) {
+      int here = count[digit];
+      count[digit] = sum, sum += here;
+    }
+    for (int i = 0; i < n; i++) to[count[s->id[from[i]] >> shift & ((1 << DIGIT) - 1)]++] = from[i];
+    int32_t *swap = from;
+    from = to, to = swap;
+  }
+  if (from != place) memcpy(place, from, sizeof *place * n);
+  s->ids = 0;
+  for (int i = 0; i < n; i++)
+    if (i == 0 || s->id[place[i]] != s->id[place[i - 1]]) first[s->ids++] = i;
+  first[s->ids] = n;
+}
+
+/* What has become of a row that was last moved at `since`. */
+typedef struct {
+  int missed;
+  real drift, shrink, e, m, v;
+} Behind;
+
+static Behind behind(const Call *s, int id) {
+  int since = s->since[id], missed = s->now - since;
+  if (!missed) return (Behind){0, 0, 1, 0, 1, 1};
+  real first = s->count - s->now + since + 1;
+  return (Behind){missed, s->drift[since], s->shrink[since], s->eps * sqrt((1 - pow(s->b2, first)) / s->b2),
+                  pow(s->b1, missed), pow(s->b2, missed)};
+}
+INLINE vec current(const Behind *b, vec p, vec m, vec v) {
+  if (b->missed) p = b->shrink * p - b->drift * m / (root(v) + b->e);
+  return p;
+}
+
+static int tasks_of_ids(const Call *s) { return (s->ids + IDS - 1) / IDS; }
+static int end_of(const Call *s, int task) { return (task + 1) * IDS < s->ids ? (task + 1) * IDS : s->ids; }
+static int id_of(const Call *s, int g) { return s->id[s->place[s->first[g]]]; }
+
+static void read_task(void *given, int task) {
+  Call *s = given;
+  int tasks = tasks_of_ids(s), E = s->E;
+  if (task >= tasks) { /* the padding of a step */
+    int t = task - tasks;
+    for (int b = 0; b < s->B; b++)
+      if (t >= s->length[b]) memset(s->x + ((size_t)t * s->B + b) * E, 0, sizeof(real) * E);
+    return;
+  }
+  for (int g = task * IDS; g < end_of(s, task); g++) {
+    size_t at = (size_t)id_of(s, g) * E;
+    Behind b = behind(s, id_of(s, g));
+    real *row = s->x + (size_t)s->place[s->first[g]] * E;
+    for (int j = 0; j < E; j += VW)
+      store(row + j, current(&b, load(s->table + at + j, E - j), load(s->mu + at + j, E - j),
+                             load(s->nu + at + j, E - j)), E - j);
+    for (int i = s->first[g] + 1; i < s->first[g + 1]; i++)
+      memcpy(s->x + (size_t)s->place[i] * E, row, sizeof(real) * E);
+  }
+}
+
+/* ---- an update, in three passes over pieces of arrays and ids --------------------------------------------------- */
+
+INLINE void squares(const Call *s, vec g, vec *square, vec *limited) {
+  vec mean = bounded(g * s->share, -s->limit, s->limit);
+  *square += g * g, *limited += mean * mean;
+}
+
+/* first: one gradient for each id, the sum over its places; squared norms */
+static void square_task(void *given, int task) {
+  Call *s = given;
+  vec square = {0}, limited = {0};
+  if (task < s->pieces) {
+    Piece *a = s->piece + task;
+    for (int j = 0; j < a->size; j += VW) squares(s, load(a->g + j, a->size - j), &square, &limited);
+  } else {
+    int E = s->E, ids = task - s->pieces;
+    for (int g = ids * IDS; g < end_of(s, ids); g++)
+      for (int j = 0; j < E; j += VW) {
+        vec sum = {0};
+        for (int i = s->first[g]; i < s->first[g + 1]; i++)
+          sum += load(s->gradient + (size_t)s->place[i] * E + j, E - j);
+        store(s->sum + (size_t)g * E + j, sum, E - j);
+        squares(s, sum, &square, &limited);
+      }
+  }
+  s->square[2 * task] = total(square), s->square[2 * task + 1] = total(limited);
+}
+
+INLINE void moments(const Call *s, vec g, vec *m, vec *v) {
+  g = s->scale * bounded(g * s->share, -s->limit, s->limit);
+  *m = s->b1 * *m + (1 - s->b1) * g;
+  *v = s->b2 * *v + (1 - s->b2) * g * g;
+}
+INLINE vec moved(const Call *s, vec p, vec m, vec v, real decay) {
+  return p - s->rate * (m * s->m_scale / (root(v * s->v_scale) + s->eps) + decay * p);
+}
+
+/* second: where every parameter goes, and whether that is finite */
+static void move_task(void *given, int task) {
+  Call *s = given;
+  vec wrong = {0}; /* NaN where a number is not finite */
+  if (task < s->pieces) {
+    Piece *a = s->piece + task;
+    for (int j = 0, n; (n = a->size - j) > 0; j += VW) {
+      vec m = load(a->m + j, n), v = load(a->v + j, n), p = load(a->p + j, n);
+      moments(s, load(a->g + j, n), &m, &v);
+      p = moved(s, p, m, v, a->decay), wrong += 0 * p;
+      store(a->moved + j, p, n);
+    }
+  } else {
+    int E = s->E, ids = task - s->pieces;
+    for (int g = ids * IDS; g < end_of(s, ids); g++) {
+      size_t at = (size_t)id_of(s, g) * E, to = (size_t)g * E;
+      Behind b = behind(s, id_of(s, g));
+      for (int j = 0, n; (n = E - j) > 0; j += VW) {
+        vec m = load(s->mu + at + j, n), v = load(s->nu + at + j, n), p = load(s->table + at + j, n);
+        p = current(&b, p, m, v), m *= b.m, v *= b.v;
+        moments(s, load(s->sum + to + j, n), &m, &v);
+        p = moved(s, p, m, v, s->decay), wrong += 0 * p;
+        store(s->moved + to + j, p, n);
+      }
+    }
+  }
+  if (total(wrong) != 0) atomic_store(&s->wrong, 1);
+}
+
+/* third: parameters and moments, in place */
+static void write_task(void *given, int task) {
+  Call *s = given;
+  if (task < s->pieces) {
+    Piece *a = s->piece + task;
+    for (int j = 0, n; (n = a->size - j) > 0; j += VW) {
+      vec m = load(a->m + j, n), v = load(a->v + j, n);
+      moments(s, load(a->g + j, n), &m, &v);
+      store(a->m + j, m, n), store(a->v + j, v, n);
+    }
+    memcpy(a->p, a->moved, sizeof(real) * a->size);
+    return;
+  }
+  int E = s->E, ids = task - s->pieces;
+  for (int g = ids * IDS; g < end_of(s, ids); g++) {
+    size_t at = (size_t)id_of(s, g) * E, to = (size_t)g * E;
+    Behind b = behind(s, id_of(s, g));
+    for (int j = 0, n; (n = E - j) > 0; j += VW) {
+      vec m = b.m * load(s->mu + at + j, n), v = b.v * load(s->nu + at + j, n);
+      moments(s, load(s->sum + to + j, n), &m, &v);
+      store(s->mu + at + j, m, n), store(s->nu + at + j, v, n);
+    }
+    memcpy(s->table + at, s->moved + to, sizeof(real) * E);
+    s->since[id_of(s, g)] = s->now + 1;
+  }
+}
+
+/* Rows that this update passed by: see tables.py. */
+static void drift(Call *s) {
+  real keep = 1 - s->rate * s->decay, ratio = s->b1 / sqrt(s->b2);
+  real more = s->rate * s->m_scale / sqrt(s->v_scale);
+  for (int since = s->now; since >= 0; since--) {
+    more = more > (real)1e-30 ? more * ratio : 0;
+    s->drift[since] = keep * s->drift[since] + more, s->shrink[since] *= keep;
+  }
+}
+
+/* ---- the calls -------------------------------------------------------------------------------------------------- */
+
+static XLA_FFI_Error *out_of_memory(const XLA_FFI_CallFrame *call) {
+  return failed(call, "out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
+}
+
+/* table, mu, nu [V, E], since [V], drift, shrink [S + 1], counts [2] (updates of the epoch, of Adam), numbers [3] (b1, b2,
+   eps), ids [T, B], length [B] -> x [T, B, E], place [T * B], first [T * B + 1], how many ids [1] */
+XLA_FFI_Error *jaxrnn_read(XLA_FFI_CallFrame *call) {
+  if (ASKED_WHAT_IT_IS(call)) return described(call);
+  const int32_t *count = argument(call, 6);
+  const real *number = argument(call, 7);
+  Call s = {.table = argument(call, 0), .mu = argument(call, 1), .nu = argument(call, 2), .since = argument(call, 3),
+            .drift = argument(call, 4), .shrink = argument(call, 5), .now = count[0], .count = count[1],
+            .b1 = number[0], .b2 = number[1], .eps = number[2], .id = argument(call, 8), .length = argument(call, 9),
+            .V = size(call, 0, 0), .E = size(call, 0, 1), .T = size(call, 8, 0), .B = size(call, 8, 1)};
+  s.x = result(call, 0), s.place = result(call, 1), s.first = result(call, 2);
+  char *room = room_for(sizeof(int32_t) * s.T * s.B);
+  if (!room) return out_of_memory(call);
+  sort(&s, result(call, 1), result(call, 2), (int32_t *)room);
+  give_back(room);
+  *(int32_t *)result(call, 3) = s.ids;
+  int threads = (size_t)s.ids * s.E < 1 << 14 ? 1 : threads_of(call);
+  in_parallel(call, threads, tasks_of_ids(&s) + s.T, read_task, &s);
+  return NULL;
+}
+
+/* The result that takes the place of an argument in memory. */
+static void *in_place(const XLA_FFI_CallFrame *call, int i, size_t bytes) {
+  if (result(call, i) != argument(call, i)) memcpy(result(call, i), argument(call, i), bytes);
+  return result(call, i);
+}
+static size_t numbers_of(const XLA_FFI_CallFrame *call, int i) {
+  size_t count = 1;
+  XLA_FFI_Buffer *a = call->args.args[i];
+  for (int axis = 0; axis < a->rank; axis++) count *= a->dims[axis];
+  return count;
+}
+
+/* All that is changed comes first, argument n being result n: p, m, v of every array; of a table too: table, mu, nu, since,
+   drift, shrink. Then: counts [3] (..., is all finite so far), numbers [8] (..., rate, decay, rows, clips by value and by
+   norm), the gradient of every array; of the table dL/dx [T, B, E], ids, place, first, how many.
+   -> the first, in place; the norm of the mean gradient [1]; is all finite [1] */
+XLA_FFI_Error *jaxrnn_learn(XLA_FFI_CallFrame *call) {
+  if (ASKED_WHAT_IT_IS(call)) return described(call);
+  int changed = call->rets.size - 2, given = call->args.size - changed - 2; /* 3 arrays and arrays; with a table + 6, + 5 */
+  int has_table = (changed - given) % 2, arrays = has_table ? given - 5 : given;
+  const int32_t *count = argument(call, changed);
+  const real *number = argument(call, changed + 1);
+  Call s = {.now = count[0], .count = count[1], .b1 = number[0], .b2 = number[1], .eps = number[2], .rate = number[3],
+            .decay = number[4], .share = 1 / number[5], .limit = number[6], .scale = 1};
+  s.m_scale = 1 / (1 - pow(s.b1, s.count + 1)), s.v_scale = 1 / (1 - pow(s.b2, s.count + 1));
+  size_t size_of_all = 0, pieces = 0;
+  for (int n = 0; n < arrays; n++) {
+    size_t here = numbers_of(call, 3 * n);
+    for (int i = 0; i < 3; i++) in_place(call, 3 * n + i, sizeof(real) * here);
+    size_of_all += here + VW, pieces += here / PIECE + 1;
+  }
+  if (has_table) {
+    int at = 3 * arrays, from = changed + 2 + arrays;
+    s.V = size(call, at, 0), s.E = size(call, at, 1);
+    size_t wide = sizeof(real) * s.V * s.E, steps = sizeof(real) * numbers_of(call, at + 4);
+    s.table = in_place(call, at, wide), s.mu = in_place(call, at + 1, wide), s.nu = in_place(call, at + 2, wide);
+    s.since = in_place(call, at + 3, sizeof(int32_t) * s.V);
+    s.drift = in_place(call, at + 4, steps), s.shrink = in_place(call, at + 5, steps);
+    s.gradient = argument(call, from), s.id = argument(call, from + 1), s.place = argument(call, from + 2);
+    s.first = argument(call, from + 3), s.ids = *(int32_t *)argument(call, from + 4);
+  }
+  size_t of_ids = (size_t)s.ids * s.E, tasks = pieces + tasks_of_ids(&s);
+  char *at = room_for(sizeof(Piece) * pieces + sizeof(real) * (size_of_all + 2 * of_ids + 2 * tasks) + 64 * 8);
+  if (!at) return out_of_memory(call);
+  Room room = {at};
+  s.piece = take(&room, sizeof(Piece) * pieces), s.square = take(&room, sizeof(real) * 2 * tasks);
+  s.sum = take(&room, sizeof(real) * of_ids), s.moved = take(&room, sizeof(real) * of_ids);
+  real *to = take(&room, sizeof(real) * size_of_all);
+  for (int n = 0; n < arrays; n++)
+    for (size_t from = 0, all = numbers_of(call, 3 * n); from < all; from += PIECE) {
+      Piece *a = s.piece + s.pieces++;
+      a->p = (real *)result(call, 3 * n) + from, a->m = (real *)result(call, 3 * n + 1) + from;
+      a->v = (real *)result(call, 3 * n + 2) + from, a->g = (real *)argument(call, changed + 2 + n) + from;
+      a->moved = to, a->size = all - from < PIECE ? all - from : PIECE, to += a->size;
+      a->decay = ((XLA_FFI_Buffer *)call->args.args[3 * n])->rank > 1 ? s.decay : 0; /* biases do not decay */
+    }
+  tasks = s.pieces + tasks_of_ids(&s);
+  int threads = size_of_all + of_ids < 1 << 15 ? 1 : threads_of(call);
+
+  in_parallel(call, threads, tasks, square_task, &s);
+  double square = 0, limited = 0;
+  for (size_t task = 0; task < tasks; task++) square += s.square[2 * task], limited += s.square[2 * task + 1];
+  real norm = sqrt(square) * s.share, after = isinf(s.limit) ? norm : (real)sqrt(limited);
+  s.scale = fmin(1, number[7] / fmax(after, TINY));
+  int finite = count[2] && isfinite(norm);
+  if (finite) {
+    in_parallel(call, threads, tasks, move_task, &s);
+    finite = !atomic_load(&s.wrong);
+  }
+  if (finite) {
+    in_parallel(call, threads, tasks, write_task, &s);
+    if (has_table) drift(&s);
+  }
+  *(real *)result(call, changed) = norm;
+  *(int32_t *)result(call, changed + 1) = finite;
+  give_back(at);
+  return NULL;
+}
