@@ -1,13 +1,12 @@
 """What `explain` found, as one picture: states over the words, the answer so far, the gradient at each step."""
 
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxrnn.plots import COLOURS
+from jaxrnn.plots import COLOURS, drawable
 from jaxrnn.runs import storing
 
 INK, GREY, PALE = "#2f2f2f", "#8a8a8a", "#e6e6e6"
@@ -30,7 +29,7 @@ def picture(found: dict[str, Any], path: Path) -> Path:
     figure = Figure(figsize=(wide, tall + 4.8 if steps else 2.4), dpi=150, layout="constrained")
     p = found["probabilities"][found["label"]]
     told = "" if p is None else f"{p:.1%}"
-    title = f"{_drawable(_short(found['text'], int(wide * 7)))}   →   {_drawable(found['label'])}  {told}"
+    title = f"{drawable(_short(found['text'], int(wide * 7)))}   →   {drawable(found['label'])}  {told}"
     figure.suptitle(title, fontsize=14, color=INK, x=0.012, ha="left", parse_math=False)
     if steps:
         axes = figure.subplots(3, 1, sharex=True, height_ratios=[tall, 1.7, 1.7])
@@ -91,7 +90,7 @@ def _answers(axis: Any, found: dict[str, Any]) -> None:
     colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(found["probabilities"])}
     for name in likeliest:
         p = np.array([step["probabilities"][name] for step in steps], float)
-        axis.plot(at, p, color=colour[name], marker=marker, markersize=4, linewidth=1.8, label=_drawable(name))
+        axis.plot(at, p, color=colour[name], marker=marker, markersize=4, linewidth=1.8, label=drawable(name))
     _plain(axis, "probability of each label if the text ended here")
     axis.set_ylim(-0.03, 1.03)
     axis.set_yticks([0, 0.5, 1])
@@ -128,7 +127,7 @@ def _words(axis: Any, tokens: Sequence[str]) -> None:
     if count > ALL_WORDS:
         axis.set_xlabel(f"step, 1 to {count:,}", fontsize=9.5)
         return
-    names = [_drawable(_short(token, 14)) for token in tokens]
+    names = [drawable(_short(token, 14)) for token in tokens]
     tilt = sum(map(len, names)) > 9 * 8 or max(map(len, names)) > 10
     axis.set_xticks(range(1, count + 1), names, rotation=45 if tilt else 0, ha="right" if tilt else "center",
                     rotation_mode="anchor" if tilt else None, fontsize=10.5, parse_math=False)  # fmt: skip
@@ -137,11 +136,3 @@ def _words(axis: Any, tokens: Sequence[str]) -> None:
 def _short(text: str, most: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def _drawable(text: str) -> str:
-    """A box for what the font has no glyph for, so that nothing is warned about or lost."""
-    from matplotlib import font_manager, ft2font
-
-    held = ft2font.FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap()
-    return "".join(c if ord(c) in held else "" if unicodedata.category(c) in ("Cf", "Mn") else "□" for c in text)

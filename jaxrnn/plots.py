@@ -1,5 +1,6 @@
 """Pictures of a run, drawn without a screen: learning curves and the confusion matrix. matplotlib is imported late."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,14 @@ def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> Any
             axis.spines[side].set_color(GREY)
         axis.tick_params(colors="#444444", labelsize=9)
     return figure, axes
+
+
+def drawable(text: str) -> str:
+    """A box for what the font has no glyph for, so that nothing is warned about or lost."""
+    from matplotlib import font_manager, ft2font
+
+    held = ft2font.FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap()
+    return "".join(c if ord(c) in held else "" if unicodedata.category(c) in ("Cf", "Mn") else "□" for c in text)
 
 
 def _save(figure: Any, path: Path) -> Path:
@@ -82,10 +91,11 @@ def confusion(matrix: np.ndarray, labels: Sequence[str], path: Path, *, title: s
     axis.grid(which="minor", color="white", linewidth=2)
     axis.tick_params(which="both", length=0)
     if count <= MOST_CLASSES:
-        names = [label if len(label) <= 14 else label[:13] + "…" for label in labels]
+        names = [drawable(label if len(label) <= 14 else label[:13] + "…") for label in labels]
         long = count > 4 and max(map(len, names)) > 4
-        axis.set_xticks(range(count), names, rotation=45 if long else 0, ha="right" if long else "center")
-        axis.set_yticks(range(count), names)
+        tilt, side = (45, "right") if long else (0, "center")
+        axis.set_xticks(range(count), names, rotation=tilt, ha=side, parse_math=False)  # a label may hold $
+        axis.set_yticks(range(count), names, parse_math=False)
         small = 8.5 if count > 8 else 10
         for row, column in np.ndindex(matrix.shape):
             text = f"{matrix[row, column]:,}"
