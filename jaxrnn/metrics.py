@@ -1,13 +1,15 @@
 """Measurements of R answers from their logits, in float64 numpy: exact sums over all rows, divided once at the end.
 
 Logits are [R, C] of a softmax over C classes, or [R, 1] of a sigmoid: class 1 against class 0. Target is [R] integers.
-Everything is finite for finite logits, however large.
+Everything is finite for finite logits, however large; NumericalError for others.
 """
 
 import math
 from collections.abc import Sequence
 
 import numpy as np
+
+from jaxrnn.errors import NumericalError
 
 BINS = 15
 Z95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
@@ -18,6 +20,9 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
     logits = np.asarray(logits, np.float64)
     if logits.ndim != 2 or logits.shape[1] < 1:
         raise ValueError(f"expected logits [rows, classes], found the shape {logits.shape}")
+    if not np.isfinite(logits).all():
+        rows = int((~np.isfinite(logits)).any(axis=1).sum())
+        raise NumericalError(f"{rows:,} of {len(logits):,} answers are not finite: the network has grown too large")
     if logits.shape[1] == 1:
         return -np.logaddexp(0.0, np.concatenate([logits, -logits], axis=1))
     shifted = logits - logits.max(axis=1, keepdims=True)
