@@ -66,7 +66,7 @@ def trained(texts: Path, folder: Path, init_scale: float) -> list[dict]:
     keys = f"dataset=files dataset.path={texts} hidden_size=24 input.size=8 epochs=5 patience=null logger=jsonl "
     keys += f"optimizer.learning_rate=1e-3 clip_global_norm=null init_scale={init_scale} hydra.run.dir={folder}"
     job.run(config.compose(keys.split()), loud=False)
-    return runs.read_lines(folder / "metrics.jsonl")
+    return list(runs.read_lines(folder / "metrics.jsonl"))
 
 
 def draw_training(path: Path) -> None:

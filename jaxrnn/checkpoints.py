@@ -126,29 +126,38 @@ def _listed(names):
 
 def _compared(path: Path, expected: Any) -> bytes:
     size, sha256 = (expected.get("bytes"), expected.get("sha256")) if isinstance(expected, dict) else (None, None)
-    try:
-        found = path.lstat().st_size
-        if found != size or not path.is_file():
-            raise ArtefactError(f"{path} is damaged: {found:,} bytes, the manifest says {size}")
-        content = path.read_bytes()
-    except OSError as error:
-        raise ArtefactError(f"{path}: {error.strerror}") from None
+    if (found := plain_size(path)) != size:
+        raise ArtefactError(f"{path} is damaged: {found:,} bytes, the manifest says {size}")
+    content = read_file(path, found)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ArtefactError(f"{path} is damaged: its sha256 is not the manifest's")
     return content
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file from a run folder; ArtefactError for anything else."""
+def plain_size(path: Path) -> int:
+    """Bytes of a file; ArtefactError for a link, which leads elsewhere, and a pipe, which is waited for without end."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for without end
-            raise ArtefactError(f"{path} is not a file")
-        if found.st_size > LARGEST_JSON:
-            raise ArtefactError(f"{path}: {found.st_size:,} bytes, expected at most {LARGEST_JSON:,}")
-        return parsed(path.read_bytes(), path)
+        found = path.lstat()
     except OSError as error:
         raise ArtefactError(f"{path}: {error.strerror}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise ArtefactError(f"{path} is not a file: expected one, and no link")
+    return found.st_size
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """The content of a file from a run folder; ArtefactError where it is none, or has more than `most` bytes."""
+    if (size := plain_size(path)) > most:
+        raise ArtefactError(f"{path}: {size:,} bytes, expected at most {most:,}")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtefactError(f"{path}: {error.strerror}") from None
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file from a run folder; ArtefactError for anything else."""
+    return parsed(read_file(path, LARGEST_JSON), path)
 
 
 def parsed(content: bytes, path: Path) -> Any:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxrnn import artefact, command, config, devices, flowlog, loggers, outline, progress, runs
-from jaxrnn.errors import StorageError
+from jaxrnn import artefact, command, config, devices, flowlog, history, loggers, outline, progress, runs
+from jaxrnn.errors import NumericalError, StorageError
 from jaxrnn.group import Group, prepare
 from jaxrnn.settings import Settings
 
@@ -139,7 +139,7 @@ def learn(
         nonfinite_limit=1 if settings.on_nonfinite == "stop" else settings.nonfinite_limit,
         go_back=(back := progress.way_back(programs, settings, folder, say)),
     )
-    earlier = progress.earlier(folder) if begin else []
+    earlier = history.earlier(folder) if begin else []
     records, flows = ([record for record in earlier if kind in record] for kind in ("train", "flow"))
 
     def tell(record: dict[str, Any]) -> None:
@@ -164,6 +164,10 @@ def learn(
                             summary["bitwise"] = False
                     elif now.valid is None:
                         log.tick(now.epoch, now.batch, steps, float(now.log.loss[-1]))
+                    elif not math.isfinite(now.valid["loss"]):  # the updates were, what they led to is too large
+                        raise NumericalError(
+                            f"the validation loss after epoch {now.epoch} is not finite: lower optimizer.learning_rate"
+                        )
                     else:
                         update_seconds += now.seconds
                         record: dict[str, Any] = {"step": now.step, "epoch": now.epoch, "train": now.train}

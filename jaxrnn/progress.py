@@ -153,8 +153,8 @@ def rewind(folder: Path, found: Checkpoint | None) -> None:
     for name in LOGS:
         sizes: Any = found.position.get("logs") if found else {}
         path, size = folder / name, sizes.get(name, 0) if isinstance(sizes, dict) else None
-        held = path.stat().st_size if path.exists() else 0
-        if type(size) is not int or not 0 <= size <= held:
+        held = checkpoints.plain_size(path) if path.exists() else 0
+        if type(size) is not int or not 0 <= size <= held or (size and not runs.ends_line(path, size)):
             raise ArtefactError(f"{path}: {held:,} bytes, the checkpoint was made at {size!r}: records are missing")
         if held > size:
             with storing(path):
@@ -242,12 +242,6 @@ def record_refused(folder: Path, now: Any, seed: int) -> None:
     record |= {"rows": [int(row) for row in update.rows if row >= 0], "seed": seed}
     record |= {"key": np.asarray(jax.random.key_data(now.state.key)).tolist(), "fold_in": int(now.state.step)}
     runs.write_json(folder / "nonfinite.json", record | {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-
-
-def earlier(folder: Path) -> list[dict[str, Any]]:
-    """The records of the run that is gone on with."""
-    path = folder / "metrics.jsonl"
-    return [record for record in runs.read_lines(path) if isinstance(record, dict)] if path.exists() else []
 
 
 def tell_steps(log: Logger, now: Any, every: int | None) -> None:

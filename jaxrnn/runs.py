@@ -22,12 +22,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrnn.checkpoints import arrays, commit, packed, parsed, read_json, storing, verified, write_synced
+from jaxrnn.checkpoints import (
+    arrays,
+    commit,
+    packed,
+    parsed,
+    plain_size,
+    read_file,
+    read_json,
+    storing,
+    verified,
+    write_synced,
+)
 from jaxrnn.errors import ArtefactError, BusyError, StorageError
 
 ROOT = Path("runs")
 SEAL = "# sha256 of what stands above: "
 LARGEST_CONFIG = 1 << 20  # bytes
+LONGEST_LINE = 1 << 20  # bytes of a record in a .jsonl file
+FOLDERS = ("checkpoints", "model", "plots")  # of a run
 MODEL_FILES = ("model.json", "params.safetensors", "vocabulary.json")
 
 
@@ -57,6 +70,8 @@ def locked(run: Path) -> Iterator[None]:
     path = run / "run.lock"
     with storing(path):
         run.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(path):
+            plain_size(path)
         held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
@@ -68,9 +83,19 @@ def locked(run: Path) -> Iterator[None]:
         with storing(path):
             os.ftruncate(held, 0)
             os.pwrite(held, json.dumps(record).encode(), 0)
+        check_kinds(run)
         yield
     finally:
         os.close(held)
+
+
+def check_kinds(run: Path) -> None:
+    """ArtefactError where a folder that is written to holds a link or a pipe: what is written there lands elsewhere."""
+    with storing(run):
+        places = (run, *(run / name for name in FOLDERS if (run / name).is_dir()))
+        for entry in (entry for place in places for entry in list(os.scandir(place))):
+            if not entry.is_file(follow_symlinks=False) and not entry.is_dir(follow_symlinks=False):
+                raise ArtefactError(f"{entry.path} is a link or no file: expected files and folders only")
 
 
 def _holder(content: bytes) -> str:
@@ -93,13 +118,24 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
             os.close(held)
 
 
-def read_lines(path: Path) -> list[Any]:
+def read_lines(path: Path) -> Iterator[Any]:
     """The records of a .jsonl file; half a line at its end is ignored, anywhere else it is an ArtefactError."""
+    plain_size(path)
     try:
-        *lines, _ = path.read_bytes().split(b"\n")
+        with path.open("rb") as file:
+            while (line := file.readline(LONGEST_LINE)).endswith(b"\n"):
+                yield parsed(line, path)
     except OSError as error:
         raise ArtefactError(f"{path}: {error.strerror}") from None
-    return [parsed(line, path) for line in lines]
+    if len(line) == LONGEST_LINE:
+        raise ArtefactError(f"{path}: a line of more than {LONGEST_LINE:,} bytes")
+
+
+def ends_line(path: Path, size: int) -> bool:
+    """Is a line complete with the first `size` bytes of a file."""
+    with storing(path), path.open("rb") as file:
+        file.seek(size - 1)
+        return file.read(1) == b"\n"
 
 
 def write(path: Path, content: bytes | str) -> None:
@@ -130,13 +166,9 @@ def sealed(text: str) -> str:
 def check_config(run: Path) -> None:
     """ArtefactError where config.yaml, if there is one, is not the file that was recorded. It is never parsed."""
     path = run / "config.yaml"
-    try:
-        content = path.read_bytes() if path.stat().st_size <= LARGEST_CONFIG else b""
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return
-    except OSError as error:
-        raise ArtefactError(f"{path}: {error.strerror}") from None
-    text, _, seal = content.rpartition(SEAL.encode())
+    text, _, seal = read_file(path, LARGEST_CONFIG).rpartition(SEAL.encode())
     if seal != f"{hashlib.sha256(text).hexdigest()}\n".encode():
         raise ArtefactError(f"{path} is not the file that was recorded: bring that one back, or take it away")
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxrnn import command, devices, group, job, launchers, processes, progress, report, results, runs
+from jaxrnn import command, devices, group, history, job, launchers, processes, progress, report, results, runs
 from jaxrnn.errors import ArtefactError, BusyError, ConfigurationError, MemoryExceeded
 from jaxrnn.group import Group
 from jaxrnn.job import Halt
@@ -181,7 +181,7 @@ def conclude(folder: Path, settings_of: Callable[[int], Settings], also: Sequenc
     if best.parent == folder and not (best / "plots" / "curves.png").exists():
         settings = settings_of(int(best.name))
         if settings.plots == "auto":
-            job.draw(settings, best, progress.earlier(best), progress.summary(best)["test"])
+            job.draw(settings, best, history.earlier(best), history.test(best))
 
 
 def entries(folder: Path) -> dict[int, dict[str, Any]]:

@@ -192,6 +192,15 @@ def test_a_loss_that_is_not_finite_fails_the_run_and_says_so(tmp_path, capsys):
     assert "not finite" in err[-1]
 
 
+def test_a_network_that_grows_until_it_answers_nothing_is_refused(tmp_path, capsys):
+    """The update itself is finite, what is measured after it is not."""
+    grown = ["optimizer=sgd", "optimizer.learning_rate=1e30", "clip_global_norm=null", "activation=identity"]
+    code, _, err = call("train", *TINY, *grown, "max_steps=1", "hydra.run.dir=here", capsys=capsys)
+    summary = json.loads((tmp_path / "here" / "summary.json").read_text())
+    assert (code, summary["status"], summary["error"]["code"]) == (4, "failed", 4)
+    assert "validation loss after epoch 1 is not finite" in err[-1]
+
+
 @pytest.mark.parametrize(
     ("change", "code", "says"),
     [

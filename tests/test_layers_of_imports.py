@@ -17,7 +17,7 @@ LAYER = {
     **dict.fromkeys(["fit", "programs", "tables", "fused", "resuming", "optimizers"], LEARNING),
     **dict.fromkeys(["population", "insight", "flow", "attribution", "monitor"], LEARNING),
     **dict.fromkeys(["config", "text", "data", "runs", "checkpoints"], WORLD),
-    **dict.fromkeys(["loggers", "plots", "baselines", "metrics", "sweeps"], WORLD),
+    **dict.fromkeys(["history", "loggers", "plots", "baselines", "metrics", "sweeps"], WORLD),
     **dict.fromkeys(["settings", "vocabulary", "devices", "artefact", "foreign"], WORLD),
     **dict.fromkeys(["steptable", "picture", "page", "behaviour", "document", "reportpage"], WORLD),
     **dict.fromkeys(["results", "space", "choosing"], WORLD),

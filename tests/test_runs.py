@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from jaxrnn import loggers, plots, runs
+from jaxrnn import history, loggers, plots, runs
 from jaxrnn.errors import ArtefactError, StorageError
 
 
@@ -158,6 +158,57 @@ def record(epoch, best=False):
     return {"step": 10 * epoch, "epoch": epoch, "train": split, "valid": split, "best": best, "seconds": 0.5}
 
 
+def flow(step, **changed):
+    way = {"layer": 1, "direction": "left to right", "verdict": "healthy", "log_slope": None, "saturation": 0.1}
+    return {"step": step, "epoch": 1, "flow": [way | {"log_norms": [0.0, None]} | changed]}
+
+
+def test_what_a_run_wrote_is_read_back_or_refused(tmp_path):
+    assert history.earlier(tmp_path) == []
+    good = [flow(0), {"step": 1, "epoch": 1, "loss": 0.5, "grad_norm": 1.0}, record(1), flow(8), record(2)]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in good) + '{"half')
+    assert history.earlier(tmp_path) == [line for line in good if "loss" not in line]
+    whole = path.read_text()
+    odd = [record(1) | {"train": 1}, record(1) | {"epoch": 0}, record(1) | {"best": 1}, {"flow": []}, {"train": {}}]
+    odd += [flow(8, log_norms=[0.0]), flow(8, layer=2), flow(8, log_norms=5), flow(8, log_slope="x"), flow(True)]
+    for line in ["[", "x" * (1 << 20), *map(json.dumps, odd), json.dumps(record(1)).replace("0.5", "NaN")]:
+        path.write_text(f"{json.dumps(flow(0))}\n{line}\n")
+        with pytest.raises(ArtefactError, match=r"metrics\.jsonl"):
+            history.earlier(tmp_path)
+    path.write_text(whole)
+    for test in (None, {"confusion": [[1, 0], [0]], "labels": ["a", "b"]}, {"confusion": [[1]], "labels": ["a", "b"]}):
+        runs.write_json(tmp_path / "summary.json", {"test": test})
+        with pytest.raises(ArtefactError, match=r"summary\.json"):
+            history.test(tmp_path)
+    runs.write_json(tmp_path / "summary.json", {"test": {"confusion": [[1, 0], [0, 2]], "labels": ["a", "b"]}})
+    assert history.test(tmp_path)["labels"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["run.lock", "metrics.jsonl", "checkpoints", "plots/curves.png", "model"])
+def test_a_folder_that_leads_elsewhere_is_not_written_to(tmp_path, name):
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    (run / name).parent.mkdir(parents=True)
+    outside.write_text("not yours")
+    for place in (lambda: (run / name).symlink_to(outside), lambda: os.mkfifo(run / name)):
+        place()
+        with pytest.raises(ArtefactError, match=name), runs.locked(run):
+            pytest.fail("it was entered")
+        assert outside.read_text() == "not yours"
+        (run / name).unlink()
+    with runs.locked(run):
+        assert not list(tmp_path.glob("*.tmp-*"))
+
+
+@pytest.mark.parametrize("read", [runs.read_json, runs.check_config, lambda path: list(runs.read_lines(path))])
+def test_what_is_no_file_is_not_read(tmp_path, read):
+    for place in (os.mkfifo, lambda path: os.symlink("/dev/zero", path), os.mkdir):
+        place(tmp_path / "config.yaml")
+        with pytest.raises(ArtefactError, match="not a file"):
+            read(tmp_path if read is runs.check_config else tmp_path / "config.yaml")
+        (tmp_path / "config.yaml").rmdir() if place is os.mkdir else (tmp_path / "config.yaml").unlink()
+
+
 def test_loggers_write_every_epoch(tmp_path, capsys):
     log = loggers.opened(("console", "jsonl", "csv"), tmp_path, 3)
     for epoch in (1, 2, 3):
@@ -215,5 +266,6 @@ def test_pictures_are_pngs(tmp_path):
         plots.confusion(np.array([[3, 1], [0, 4]]), ["bad", "good"], tmp_path / "two.png"),
         plots.confusion(np.eye(12, dtype=int), [f"a long label {n}" for n in range(12)], tmp_path / "twelve.png"),
         plots.confusion(np.zeros((40, 40), int), [str(n) for n in range(40)], tmp_path / "forty.png"),
+        plots.confusion(np.eye(3, dtype=int), ["$^$", "\u65e5\U0001f468\u200d", "\x1b[1m"], tmp_path / "odd.png"),
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)

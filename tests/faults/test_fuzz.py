@@ -69,7 +69,7 @@ READERS = {
     "vocabulary.json": (lambda path: Vocabulary.from_json(path.read_bytes()), ArtefactError),
     "state.safetensors": (lambda path: checkpoints.arrays(path.read_bytes(), path), ArtefactError),
     "manifest.json": (manifest, ArtefactError),
-    "metrics.jsonl": (runs.read_lines, ArtefactError),
+    "metrics.jsonl": (lambda path: list(runs.read_lines(path)), ArtefactError),
     "config.yaml": (config, ArtefactError),
     "model.json": (model, ArtefactError),
 }

@@ -74,7 +74,7 @@ def test_lines_of_ten_processes_stay_whole(tmp_path):
         writer.join()
     with path.open("ab") as file:
         file.write(b'{"half')
-    found = runs.read_lines(path)
+    found = list(runs.read_lines(path))
     assert len({(record["who"], record["number"]) for record in found}) == len(found) == 2000
 
 
