@@ -5,6 +5,7 @@ A record is read as a stranger's: its keys are the ones listed here, its names a
 
 import importlib
 import inspect
+import os
 import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from jaxrnn.settings import Settings
 from jaxrnn.vocabulary import Vocabulary
 
 FORMAT = 1
+PLACES = ("path", "valid_path", "test_path", "root")  # settings of data sets that lead to files
 KINDS = {"bidirectional": bool, "initializer": dict}  # of the network's settings
 KINDS |= dict.fromkeys(("cell", "activation", "input", "head", "output", "unroll"), str)
 KEYS = {"format": int, "network": dict, "labels": list, "dataset": dict, "tokenizer": dict, "max_length": int}
@@ -73,7 +75,7 @@ def record(settings: Settings, built: Mapping[str, Any], labels: Sequence[str]) 
         "format": FORMAT,
         "network": dict(built),
         "labels": list(labels),
-        "dataset": {"name": settings.dataset.name, **settings.dataset.settings},
+        "dataset": {"name": settings.dataset.name, **settings.dataset.settings, **_started(settings.dataset.settings)},
         "tokenizer": {"name": settings.tokenizer.name, **settings.tokenizer.settings},
         "max_length": settings.max_length,
     }
@@ -91,6 +93,23 @@ def splits(name: str, settings: Mapping[str, Any]) -> Any:
         if key not in inspect.signature(make).parameters:
             raise ConfigurationError(unknown(f"setting of dataset {name}", key, inspect.signature(make).parameters))
     return make(**settings)
+
+
+def _started(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Where relative paths start, if there are any."""
+    relative = any(settings.get(key) and not os.path.isabs(settings[key]) for key in PLACES)
+    return {"folder": os.getcwd()} if relative else {}
+
+
+def again(recorded: Mapping[str, Any]) -> Any:
+    """The rows of the data set in a model.json; a relative path starts here, or where the run did if here is none."""
+    settings = dict(recorded)
+    name, start = settings.pop("name", ""), settings.pop("folder", None)
+    for key in PLACES:
+        place = settings.get(key)
+        if isinstance(place, str) and isinstance(start, str) and not os.path.exists(place):
+            settings[key] = os.path.join(start, place)
+    return splits(name, settings)
 
 
 def tokenizer(name: str, settings: Mapping[str, Any]) -> text.Tokenizer:

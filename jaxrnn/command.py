@@ -5,6 +5,7 @@
 
 import argparse
 import errno
+import io
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 from jaxrnn.errors import ConfigurationError, JaxrnnError, MemoryExceeded, StorageError
 
 STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+CLOSED = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}  # where it was not asked before: a name that leads nowhere
 # jaxlib's errors are known by their text, so that nothing has to be imported to ask; the last two: a library that
 # found no room to be loaded
 MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "failed to map segment", "annot allocate memory")
@@ -86,11 +88,19 @@ def typed(error: BaseException) -> JaxrnnError | None:
         )
     if isinstance(error, OSError) and error.errno in STORAGE:
         return StorageError(f"cannot write {error.filename or 'the output'}: {error.strerror}")
+    if isinstance(error, OSError) and error.errno in CLOSED and error.filename is not None:
+        return StorageError(f"cannot open {error.filename!s:.200}: {error.strerror}")
     return None
 
 
 def run(name: str, main: Callable[[Sequence[str]], int | None]) -> NoReturn:
-    """Call `main` with the command line and exit with the code of what happened."""
+    """Call `main` with the command line and exit with the code of what happened.
+
+    What the terminal's encoding has no character for is written as an escape, not refused.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not one that was closed before
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(exit_code(name, main, sys.argv[1:]))
 
 
@@ -99,7 +109,8 @@ def exit_code(name: str, main: Callable[[Sequence[str]], int | None], arguments:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = main(arguments) or 0
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrnn import artefact, command, devices, predict, runs
 from jaxrnn.data import Splits
-from jaxrnn.errors import ArtefactError
+from jaxrnn.errors import ArtefactError, ConfigurationError
 from jaxrnn.types import Corpus
 
 ROWS = 128  # of a batch
@@ -36,11 +36,10 @@ def opened(run: str, device: str = "auto") -> Opened:
     trained = artefact.load(folder)
     from jaxrnn import text
 
-    dataset = dict(trained.record["dataset"])
     try:
-        rows = artefact.splits(dataset.pop("name", ""), dataset)
+        rows = artefact.again(trained.record["dataset"])
         encoded = text.encode(rows, trained.tokenizer, max_length=trained.record["max_length"])
-    except (TypeError, ValueError, OverflowError) as error:  # settings of the record that are none
+    except (ConfigurationError, TypeError, ValueError, OverflowError) as error:  # settings of the record that are none
         raise ArtefactError(f"{folder}: the recorded data set cannot be read again: {error}") from error
     if encoded.vocabulary.tokens != trained.vocabulary.tokens or encoded.labels != trained.labels:
         raise ArtefactError(

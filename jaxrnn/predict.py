@@ -15,11 +15,14 @@ from jaxrnn import artefact, command, devices, runs
 from jaxrnn.errors import ConfigurationError, DataError
 
 ROWS = 256  # texts answered at once
+LONGEST = 1 << 22  # bytes of a text
 
 
 def lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    """The lines of a stream, cut at \\n alone, each decoded strictly; DataError names the line that is not UTF-8."""
-    for number, line in enumerate(stream, 1):
+    """Lines of a stream, cut at \\n alone, decoded strictly; DataError names one without end, or that is no UTF-8."""
+    for number, line in enumerate(iter(lambda: stream.readline(LONGEST + 1), b""), 1):
+        if len(line) > LONGEST:
+            raise DataError(f"{name}, line {number}: more than {LONGEST:,} bytes, expected a text per line")
         try:
             yield line.decode().removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError as error:
@@ -93,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
 
     devices.open_cache(lambda line: None)
     with jax.default_device(*devices.choose(given.device)):
-        rows = 1 if not given.texts and given.file is None and sys.stdin.isatty() else ROWS
+        rows = 1 if not given.texts and given.file is None and sys.stdin and sys.stdin.isatty() else ROWS
         for line in predict(trained, source(given.texts, given.file), rows, given.json):
             print(line, flush=rows == 1)
     return 0
@@ -103,6 +106,8 @@ def source(texts: Sequence[str], file: str | None) -> Iterator[str]:
     """Where the texts come from."""
     if texts:
         yield from texts
+    elif file is None and sys.stdin is None:
+        raise ConfigurationError("expected texts, --file, or an open standard input")
     elif file is None:
         yield from lines(sys.stdin.buffer, "standard input")
     else:

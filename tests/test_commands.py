@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from jaxrnn import artefact, command, config, devices, evaluate, predict, runs, settings, train
-from jaxrnn.errors import ConfigurationError
+from jaxrnn.errors import ConfigurationError, DataError
 
 COMMANDS = {"train": train.main, "evaluate": evaluate.main, "predict": predict.main}
 TINY = ["hidden_size=8", "input.size=4", "batch_size=16", "epochs=2", "dataset.train_rows=64"]
@@ -118,6 +118,12 @@ def test_predict_answers_each_text_in_order(trained, tmp_path, capsys):
     assert [line.split("\t")[0] for line in out] == [line["label"] for line in found]
     assert [line.split("\t")[2] for line in out] == texts
     assert ["text 2 is empty" in err[0], "text 5 is empty" in err[1]] == [True, True]
+
+
+def test_a_line_without_end_is_refused(trained, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "LONGEST", 100)
+    code, _, err = call("predict", trained[0], "--file", "/dev/zero", capsys=capsys)
+    assert code == 3 and "line 1: more than 100 bytes" in err[-1]
 
 
 def test_predict_reads_standard_input(trained, monkeypatch, capsys):
@@ -290,6 +296,25 @@ def test_a_record_from_a_stranger_is_checked(trained, tmp_path, change, says, ca
     assert says in err[-1]
 
 
+def test_relative_data_are_found_from_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "rows.tsv").write_text("text\tlabel\na\t0\nb\t1\n")
+    monkeypatch.chdir(tmp_path / "there")
+    recorded = artefact.record(config.compose(["dataset=files", "dataset.path=rows.tsv"]), {}, [])["dataset"]
+    assert recorded["path"] == "rows.tsv"
+    for place in (tmp_path, tmp_path / "there"):
+        monkeypatch.chdir(place)
+        assert list(artefact.again(recorded).train) == [("a", "0"), ("b", "1")]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").rename(tmp_path / "moved")
+    with pytest.raises(DataError, match=r"there/rows\.tsv: no such file"):
+        artefact.again(recorded)
+    monkeypatch.chdir(tmp_path / "moved")
+    assert len(list(artefact.again(recorded).train)) == 2
+    absolute = config.compose(["dataset=files", f"dataset.path={tmp_path}"])
+    assert "folder" not in artefact.record(absolute, {}, [])["dataset"]
+
+
 def test_data_that_have_changed_since_are_not_measured(trained, tmp_path, capsys):
     saved = runs.load_model(trained[0])
     saved.settings["dataset"]["train_rows"] = 20
@@ -305,6 +330,8 @@ def test_data_that_have_changed_since_are_not_measured(trained, tmp_path, capsys
         (MemoryError("too much"), 8),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes"), 8),
         (OSError(28, "No space left on device"), 7),
+        (PermissionError(13, "Permission denied", "runs"), 7),
+        (OSError(36, "File name too long", "x" * 300), 7),
     ],
 )
 def test_errors_of_libraries_have_codes(error, code, capsys):

@@ -192,6 +192,17 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, case):
     assert len(str(refusal.value)) < 3000
 
 
+def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text("text\tlabel\na\t0\nb\t1\n")
+    rows = iter(files(path=str(path)).train)
+    assert next(rows) == ("a", "0")
+    with path.open("a") as file:
+        file.write("half a te")
+    with pytest.raises(DataError, match="changed while it was read"):
+        list(rows)
+
+
 @pytest.mark.parametrize("limit", [{"max_ratio": 200}, {"max_ratio": 10_000, "max_gigabytes": 0}])
 def test_a_gzip_bomb_is_refused_by_ratio_and_by_size(tmp_path, limit):
     path = write(tmp_path / "bomb.tsv.gz", gzip.compress(b"text\tlabel\n" + (b"x" * 997 + b"\t1\n") * 30_000))

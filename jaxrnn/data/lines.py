@@ -4,6 +4,7 @@ Damage, a bomb, a byte that does not decode: each ends in a DataError that names
 """
 
 import codecs
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,7 @@ def blocks(path: Path, limits: Limits = PLAIN) -> Iterator[bytes]:
     """The bytes of a file in pieces, unpacked where its name ends in .gz."""
     try:
         with open(path, "rb") as file:
+            before = os.fstat(file.fileno())
             first = file.read(BLOCK)
             packed = path.suffix.lower() == ".gz"
             if packed and not first.startswith(b"\x1f\x8b"):
@@ -46,6 +48,9 @@ def blocks(path: Path, limits: Limits = PLAIN) -> Iterator[bytes]:
                 raise DataError(f"{path}: is a packed file: unpack it, or name it .gz if it is gzip")
             pieces = _until_empty(first, file)
             yield from _unpack(path, pieces, limits) if packed else pieces
+            now = os.fstat(file.fileno())
+            if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+                raise DataError(f"{path}: changed while it was read: run again once it is complete")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
 

@@ -56,6 +56,21 @@ def start(arguments, cache, before=(), cwd=None):
                             cwd=cwd or tempfile.gettempdir())  # fmt: skip
 
 
+def traced(call, inject, trace, *more):
+    """strace before a command, which injects a fault into its calls; and why that cannot be, if it cannot."""
+    words = ["strace", "-f", "-qq", "-e", f"trace={call}", "-e", f"inject={call}:{inject}", "-o", str(trace), *more]
+    return words, allowed(*words, "true")
+
+
+def allowed(*command):
+    """Can this be done here; the reason why not otherwise."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    return "" if done.returncode == 0 else (done.stderr.strip() or f"exit {done.returncode}").splitlines()[-1]
+
+
 def train(arguments, cache, **settings):
     """-> exit code, lines of standard output, lines of standard error. Never a hang, never a traceback."""
     return ended(start(arguments, cache, **settings))

@@ -1,5 +1,6 @@
 """D: killed, stopped, gone on with. Digests and losses are read from the files alone."""
 
+import json
 import math
 import os
 import random
@@ -175,6 +176,47 @@ def test_stopped_and_then_killed(basis, cache, reference, tmp_path):
         assert bench.verifies(run) == bench.steps(run)
         assert bench.train(arguments, cache)[0] == 0
         same(run, reference)
+
+
+def saving(basis, cache, run, trace):
+    """A run whose disk takes 0.4 s for every sync, at the first of five of its second checkpoint; its process id."""
+    slow, why = bench.traced("fsync", "delay_enter=400000", trace)
+    if why:
+        pytest.skip(f"no strace: {why}")
+    process = bench.start([*basis, f"hydra.run.dir={run}"], cache, before=slow)
+    assert bench.until(lambda: list(run.glob("checkpoints/step_8.tmp-*/state.safetensors")), process, bench.LIMIT)
+    return process, json.loads((run / "run.lock").read_text())["pid"]
+
+
+@pytest.mark.fault("D4")
+@pytest.mark.whole
+def test_what_a_kill_left_half_written_is_mentioned_once_and_ignored(basis, cache, reference, tmp_path):
+    run = tmp_path / "run"
+    process, pid = saving(basis, cache, run, tmp_path / "trace")
+    os.kill(pid, signal.SIGTERM)
+    time.sleep(0.2)
+    os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    assert bench.verifies(run) == [4] and bench.summary(run) is None
+    code, out, err = bench.train([*basis, f"hydra.run.dir={run}"], cache)
+    assert (code, err) == (0, []) and sum("half-written and ignored: step_8.tmp-" in text for text in out) == 1
+    assert any(text.startswith("resuming at step 4 ") for text in out)
+    same(run, reference)
+
+
+@pytest.mark.fault("D3")
+@pytest.mark.whole
+def test_two_interrupts_do_not_wait_for_a_save_under_way(basis, cache, reference, tmp_path):
+    run = tmp_path / "run"
+    process, pid = saving(basis, cache, run, tmp_path / "trace")
+    os.kill(pid, signal.SIGINT)
+    time.sleep(0.6)  # two that meet the same call count as one
+    os.kill(pid, signal.SIGINT)
+    code, _, err = bench.ended(process)
+    assert (code, err[-1]) == (130, "jaxrnn.train: interrupted") and bench.summary(run)["status"] == "stopped"
+    assert bench.verifies(run) == bench.steps(run) == [4] and not list(run.glob("checkpoints/*.tmp-*"))
+    assert bench.train([*basis, f"hydra.run.dir={run}"], cache)[0] == 0
+    same(run, reference)
 
 
 @pytest.mark.fault("D5")

@@ -171,6 +171,9 @@ def test_damaged_and_swollen_archives_are_refused_whole(tmp_path, capsys):
             assert "damaged at byte" in told
         if name.startswith("bomb"):
             assert "dataset.max_" in told
+    code = "from jaxrnn import command, train\nfound = command.exit_code('train', train.main, sys.argv[1:])"
+    line = ["dataset=files", f"dataset.path={tmp_path / 'bomb.tsv.gz'}", "dry_run=true"]
+    assert bench.bounded(code, *line, limit=1 << 30) == 3
 
 
 def leaky(where):

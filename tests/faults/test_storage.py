@@ -1,12 +1,16 @@
 """E: full, failing and read-only file systems, damaged checkpoints. C1, C2: numbers that are not finite."""
 
+import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 import faultbench as bench
@@ -14,18 +18,9 @@ import numpy as np
 import pytest
 
 
-def allowed(*command):
-    """Can this be done here; the reason why not otherwise."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.SubprocessError) as error:
-        return str(error)
-    return "" if done.returncode == 0 else (done.stderr.strip() or f"exit {done.returncode}").splitlines()[-1]
-
-
 def mounted(script, *arguments):
     """A shell script in a mount namespace of its own; skips where there can be none."""
-    why = allowed("unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=64k none /mnt")
+    why = bench.allowed("unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=64k none /mnt")
     if why:
         pytest.skip(f"no mount namespace: {why}")
     return ["unshare", "-rm", "sh", "-c", script, "sh", *map(str, arguments)]
@@ -66,12 +61,18 @@ def test_a_full_disk_costs_the_checkpoint_that_did_not_fit(basis, cache, copy, t
 @pytest.mark.fault("E2")
 @pytest.mark.whole
 @pytest.mark.parametrize(
-    "inject", ["fsync:error=EIO:when=3", "fsync:error=ENOSPC:when=9", "rename:error=EDQUOT:when=4"]
+    ("call", "error", "path"),
+    [
+        ("fsync", "error=EIO:when=3", None),
+        ("fsync", "error=ENOSPC:when=9", None),
+        ("rename", "error=EDQUOT:when=4", None),
+        ("write", "error=ENOSPC:when=5", "metrics.jsonl"),
+    ],
 )
-def test_a_failing_call_is_said_at_that_save(basis, cache, copy, tmp_path, inject):
-    call = inject.partition(":")[0]
-    trace = ["strace", "-f", "-qq", "-e", f"trace={call}", "-e", f"inject={inject}", "-o", str(tmp_path / "trace")]
-    if why := allowed(*trace, "true"):
+def test_a_failing_call_is_said_at_that_save(basis, cache, copy, tmp_path, call, error, path):
+    only = [] if path is None else ["-P", str(copy / path)]
+    trace, why = bench.traced(call, error, tmp_path / "trace", *only)
+    if why:
         pytest.skip(f"no strace: {why}")
     good = bench.verifies(copy)
     line = [*basis, f"hydra.run.dir={copy}", "checkpoint.every_steps=2"]
@@ -92,6 +93,25 @@ def test_a_read_only_place_is_refused_before_compilation(basis, cache, copy, tmp
         code, out, err = bench.train([*basis, f"hydra.run.dir={place}"], cache, before=before)
         assert code == 7 and "Read-only" in err[-1] and not any("compiled" in line for line in out), err
     assert held == {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+
+
+@pytest.mark.fault("E3")
+@pytest.mark.whole
+def test_a_folder_of_somebody_else_is_refused_before_compilation(basis, cache):
+    other = ["setpriv", "--reuid=65534", "--clear-groups"]
+    with tempfile.TemporaryDirectory(dir="/tmp") as held:
+        home, data = Path(held), Path(basis[1].partition("=")[2]).parent
+        for name in ("tiny.tsv", "valid.tsv", "test.tsv"):
+            shutil.copyfile(data / name, home / name)
+        (home / "mine").mkdir()
+        home.chmod(0o755)
+        look = "import jax, sys; open(sys.argv[1])"
+        if why := bench.allowed(*other, sys.executable, "-c", look, str(home / "tiny.tsv")):
+            pytest.skip(f"nobody else to be: {why}")
+        line = [part.replace(str(data), held) for part in basis]
+        code, out, err = bench.train([*line, f"hydra.run.dir={home / 'mine'}"], home / "none", before=other)
+        assert code == 7 and "Permission denied" in err[-1] and not any("compiled" in text for text in out), err
+        assert not list((home / "mine").iterdir())
 
 
 @pytest.mark.fault("E4")
@@ -133,13 +153,34 @@ def test_only_damaged_checkpoints_is_no_new_start(basis, cache, copy):
         assert code == 5 and "every checkpoint is damaged" in err[-1]
 
 
-@pytest.mark.fault("G1")
-def test_a_pickle_in_the_place_of_weights_is_not_opened(basis, cache, copy, tmp_path):
-    import hashlib
+def of_numpy(payload):
+    """An .npy file of objects."""
+    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header + payload
 
+
+def of_torch(payload):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", payload)
+    return file.getvalue()
+
+
+@pytest.mark.fault("G1")
+@pytest.mark.parametrize(
+    "dressed", [bytes, *(pytest.param(dress, marks=pytest.mark.whole) for dress in (of_numpy, of_torch))]
+)
+def test_a_pickle_in_the_place_of_weights_is_not_opened(basis, cache, copy, tmp_path, dressed):
     canary = tmp_path / "CANARY"
-    evil = f"cos\nsystem\n(S'touch {canary}'\ntR.".encode()
-    subprocess.run([sys.executable, "-c", f"import pickle; pickle.loads({evil!r})"], check=True)
+    payload = f"cos\nsystem\n(S'touch {canary}'\ntR.".encode()
+    evil = dressed(payload)
+    if dressed is of_numpy:
+        (tmp_path / "evil.npy").write_bytes(evil)
+        opened = f"import numpy; numpy.load({str(tmp_path / 'evil.npy')!r}, allow_pickle=True)"
+    else:
+        opened = f"import pickle; pickle.loads({payload!r})"
+    subprocess.run([sys.executable, "-c", opened], capture_output=True)
     assert canary.exists(), "the payload works where it is let"
     canary.unlink()
     for step in bench.steps(copy):
@@ -154,12 +195,15 @@ def test_a_pickle_in_the_place_of_weights_is_not_opened(basis, cache, copy, tmp_
 
 
 HOT = ["optimizer=sgd", "optimizer.learning_rate=1e38", "init_scale=100", "clip_global_norm=null"]
+ADAM, RELU = ["optimizer.learning_rate=1e38", "optimizer.rows=dense"], ["init_scale=1e30", "activation=relu"]
+COMMANDS = [HOT, *(pytest.param(line, marks=pytest.mark.whole) for line in (ADAM, RELU))]
 
 
 @pytest.mark.fault("C1")
-def test_what_is_not_finite_is_named_and_never_saved(basis, cache, tmp_path):
+@pytest.mark.parametrize("hot", COMMANDS, ids=" ".join)
+def test_what_is_not_finite_is_named_and_never_saved(basis, cache, tmp_path, hot):
     run = tmp_path / "run"
-    code, _, err = bench.train([*basis, f"hydra.run.dir={run}", *HOT, "checkpoint.every_steps=1"], cache)
+    code, _, err = bench.train([*basis, f"hydra.run.dir={run}", *hot, "checkpoint.every_steps=1"], cache)
     assert code == 4 and "not finite" in err[-1]
     record = json.loads((run / "nonfinite.json").read_text())
     assert {"step", "epoch", "batch", "loss", "grad_norm", "rows", "key"} <= set(record)
@@ -167,8 +211,9 @@ def test_what_is_not_finite_is_named_and_never_saved(basis, cache, tmp_path):
     for step in bench.steps(run):
         for _, kind, _, content in bench.tensors(run / "checkpoints" / f"step_{step}" / "state.safetensors"):
             assert kind != "F32" or np.isfinite(np.frombuffer(content, np.float32)).all()
-    again = bench.train([*basis, f"hydra.run.dir={run}", *HOT, "checkpoint.every_steps=1"], cache)
-    assert again[0] == 4 and json.loads((run / "nonfinite.json").read_text())["step"] == record["step"]
+    again = bench.train([*basis, f"hydra.run.dir={run}", *hot, "checkpoint.every_steps=1"], cache)
+    replayed = json.loads((run / "nonfinite.json").read_text())
+    assert again[0] == 4 and replayed | {"time": record["time"]} == record  # the same batch, key and numbers
 
 
 @pytest.mark.fault("C2")
