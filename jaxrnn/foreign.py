@@ -14,6 +14,8 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 from jaxrnn import devices
@@ -25,12 +27,37 @@ FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fPIC", "-shared")
 COMPILERS = ("cc", "gcc", "clang")  # after $CC
 
 
+_compiling = threading.Lock()  # a `load` that comes while `begin` is at it finds the library afterwards
+
+
+def begin() -> None:
+    """Start to compile it, unless that has been done, while other things are made ready for the `load` to come."""
+
+    def ahead() -> None:
+        with suppress(ConfigurationError, OSError, RuntimeError):  # `load` meets the same, and says so
+            _kept(_command())
+
+    threading.Thread(target=ahead).start()
+
+
 @functools.cache
 def load(*flags: str) -> None:
     """Compile it, unless that has been done, and hand it to jax; ConfigurationError says why it cannot be.
 
     `flags` go to the compiler last: -DDOUBLE makes code for float64, -mno-avx512f for vectors of 8 floats.
     """
+    command = _command(*flags)
+    try:
+        _register(command, _kept(command))
+    except (OSError, RuntimeError):  # no folder that is this user's alone, or a library that does not open: not kept
+        with tempfile.TemporaryDirectory() as place:
+            library = Path(place) / "native.so"
+            _compile(command, library)
+            _register(command, library)
+
+
+def _command(*flags: str) -> list[str]:
+    """The call of the compiler, but for its files."""
     names = filter(None, (os.environ.get("CC"), *COMPILERS))
     compiler = next(filter(None, map(shutil.which, names)), None)
     if compiler is None:
@@ -38,20 +65,16 @@ def load(*flags: str) -> None:
     spec = importlib.util.find_spec("jaxlib")
     headers = Path(next(iter(spec.submodule_search_locations or [""]))) / "include" if spec else Path()
     native = "-mcpu=native" if platform.machine() == "arm64" else "-march=native"
-    command = [compiler, *FLAGS, native, *flags, f"-I{headers}"]
-    dtype = "float64" if "-DDOUBLE" in flags else "float32"
-    mark = _mark([*command, devices.version("jaxlib") or "", _processor()])
-    try:
-        folder = devices.private(devices.cache_folder().parent / "native")
-        library = folder / f"{mark}.so"
+    return [compiler, *FLAGS, native, *flags, f"-I{headers}"]
+
+
+def _kept(command: list[str]) -> Path:
+    """The library in the cache, compiled if need be."""
+    library = devices.private(devices.cache_folder().parent / "native") / f"{_mark(command)}.so"
+    with _compiling:
         if not library.exists():
             _compile(command, library)
-        _register(mark, dtype, library)
-    except (OSError, RuntimeError):  # no folder that is this user's alone, or a library that does not open: not kept
-        with tempfile.TemporaryDirectory() as place:
-            library = Path(place) / "native.so"
-            _compile(command, library)
-            _register(mark, dtype, library)
+    return library
 
 
 def _compile(command: list[str], library: Path) -> None:
@@ -65,18 +88,20 @@ def _compile(command: list[str], library: Path) -> None:
     aside.rename(library)
 
 
-def _register(mark: str, dtype: str, library: Path) -> None:
+def _register(command: list[str], library: Path) -> None:
     from jaxrnn import targets
 
     held = ctypes.CDLL(str(library))
-    targets.register(mark, dtype, {name: getattr(held, f"jaxrnn_{name}") for name in targets.FUNCTIONS})
+    dtype = "float64" if "-DDOUBLE" in command else "float32"
+    targets.register(_mark(command), dtype, {name: getattr(held, f"jaxrnn_{name}") for name in targets.FUNCTIONS})
 
 
-def _mark(parts: list[str]) -> str:
+def _mark(command: list[str]) -> str:
+    """Tells apart what is compiled of other sources, by another command, or for another processor."""
     found = hashlib.sha256()
     for path in sorted(NATIVE.iterdir()):
         found.update(path.read_bytes())
-    found.update("\0".join(parts).encode())
+    found.update("\0".join([*command, devices.version("jaxlib") or "", _processor()]).encode())
     return found.hexdigest()[:16]
 
 

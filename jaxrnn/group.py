@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrnn import artefact, devices, text
+from jaxrnn import artefact, devices, foreign, text
 from jaxrnn.errors import ConfigurationError
 from jaxrnn.settings import Settings, plain
 
@@ -93,7 +93,9 @@ class Group:
     @cached_property
     def needed(self) -> int:
         """Bytes of a run on its devices: state, orders, what the programs write and what they need meanwhile."""
-        training, measuring = (getattr(self.programs, name).memory_analysis() for name in ("segment", "answers"))
+        training, measuring = (
+            getattr(self.programs, name).ready().memory_analysis() for name in ("segment", "answers")
+        )
         meanwhile = max(training.temp_size_in_bytes, measuring.temp_size_in_bytes + measuring.output_size_in_bytes)
         return int(training.argument_size_in_bytes + training.output_size_in_bytes + meanwhile)
 
@@ -127,6 +129,8 @@ class Group:
 
 def prepare(settings: Settings, say: Callable[[str], None], encoded: text.Encoded | None = None) -> Group:
     """Read and number the rows, choose the device, put the network together. `encoded`: the rows, if they are there."""
+    if not_asked_for(settings) is None:
+        foreign.begin()
     if encoded is None:
         rows = artefact.splits(settings.dataset.name, settings.dataset.settings)
         tokenizer = artefact.tokenizer(settings.tokenizer.name, settings.tokenizer.settings)
@@ -159,15 +163,20 @@ def prepare(settings: Settings, say: Callable[[str], None], encoded: text.Encode
     return Group(encoded, network, unroll, model, optimizer, factor, chosen, settings.batch_size, cache, measured)
 
 
-def without_kernel(settings: Settings) -> str | None:
-    """Why the kernel is not used, None where it is ready; compiles it if need be."""
-    from jaxrnn import activations, foreign, model
-    from jaxrnn.unroll.kernel import unfit
-
+def not_asked_for(settings: Settings) -> str | None:
+    """Why these settings leave the kernel out, None where they do not."""
     if settings.unroll.name != "kernel" and settings.unroll.settings.get("kernel") != "auto":
         return "not asked for"
-    if settings.device.name not in ("auto", "cpu"):
-        return "it is for the CPU"
+    return None if settings.device.name in ("auto", "cpu") else "it is for the CPU"
+
+
+def without_kernel(settings: Settings) -> str | None:
+    """Why the kernel is not used, None where it is ready; compiles it if need be."""
+    from jaxrnn import activations, model
+    from jaxrnn.unroll.kernel import unfit
+
+    if why := not_asked_for(settings):
+        return why
     make = model.member("cells", settings.cell.name)
     takes = inspect.signature(make).parameters
     given = {"activation": activations.named(settings.activation.name)} if "activation" in takes else {}

@@ -113,7 +113,7 @@ def learn(
     summary |= {"device": devices.described(group.devices), "compile_seconds": time.perf_counter() - began, "steps": 0}
     summary |= {"parameters": sum(leaf.size for leaf in jax.tree.leaves(programs.shapes)), "bitwise": taken.bitwise}
     runs.write_json(folder / "environment.json", group.environment)
-    spent = f"{programs.compiled} programs compiled in {programs.compile_seconds:.2f} s"
+    spent = f"{programs.compiled} programs, ready to train after {programs.compile_seconds:.2f} s"
     say(f"device: {summary['device']}; unroll: {group.unroll}; {spent}")
     say(f"network: {outline.network(settings)}, {summary['parameters']:,} parameters")
 

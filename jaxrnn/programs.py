@@ -17,7 +17,6 @@ same way (see `tables`). The other gradients are added up, once per update.
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,6 +29,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrnn import fused, monitor, optimizers, tables
+from jaxrnn.compiling import Compiler, Program
 from jaxrnn.layers import Rows
 from jaxrnn.resuming import Log
 from jaxrnn.tables import Table
@@ -47,16 +47,16 @@ class Data(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """Compiled for one set of shapes. `data` is the corpus on its device."""
+    """For one set of shapes, compiled or on the way. `data` is the corpus on its device."""
 
-    init: Callable
-    segment: Callable
-    answers: Callable
+    init: Program
+    segment: Program
+    answers: Program
     data: Data
     shapes: Any  # of the parameters, as the model made them
     eval_order: tuple[int, int]
     compiled: int  # how many programs
-    compile_seconds: float
+    compile_seconds: float  # until `init` and `segment` were there
     placed: TrainState  # shapes and shardings of the state on its devices
     kept: TrainState  # shapes of the state on disk: no filler rows, the key as its numbers
     readings: Callable | None  # state -> how the gradient flows through the texts given, see `monitor`
@@ -175,7 +175,7 @@ def build(
     texts: tuple[Array, Array] | None = None,
     in_c: bool = False,
 ) -> Programs:
-    """Put the corpus on the devices and compile the programs ahead of time, two at once.
+    """Put the corpus on the devices and compile the programs ahead of time: those that begin a run are waited for.
 
     `order` and `eval_order` are the shapes [S, B] of the orders that will be trained on and evaluated;
     B is a multiple of the number of devices. With `texts`, from `monitor.texts`, there is a fourth program: `readings`.
@@ -205,14 +205,16 @@ def build(
     kept = jax.tree.map(lambda _: P(), state.params)
     kept = kept._replace(input=P(axis)) if model.has_table else kept
     moments = state.optimizer.adam if late else state.optimizer
-    memory = optax.tree.map_params(plain, lambda _, spec: spec, moments, kept, transform_non_params=lambda _: P())
+    memory = optax.tree.map_params(
+        partial(jax.eval_shape, plain.init), lambda _, spec: spec, moments, kept, transform_non_params=lambda _: P()
+    )
     memory = tables.Memory(memory, tables.Behind(P(axis), P(), P(), P())) if late else memory
     spec = TrainState(kept, memory, P(), P())
     columns = P(None, axis)
     data = Data(*(jax.device_put(_aligned(part), NamedSharding(across, P())) for part in
                   (corpus.tokens, corpus.offset, corpus.target)))  # fmt: skip
 
-    def compiled(function, arguments, specs, out_specs, **settings):
+    def traced(function, arguments, specs, out_specs, **settings):
         if axis is not None:
             function = jax.shard_map(function, mesh=across, in_specs=specs, out_specs=out_specs, check_vma=False)
         shardings = [jax.tree.map(partial(NamedSharding, across), s) for s in (specs, out_specs)]
@@ -222,44 +224,49 @@ def build(
         return jax.ShapeDtypeStruct(shape, np.int32)
 
     hyper = Hyper(*(number(np.float32),) * len(Hyper._fields))
-    lowered = [
-        compiled(
-            make_segment(make_update(model, table, factor, axis), table.settle, max_length),
-            (state, hyper, data, integers(*order), integers(), integers(), number(np.bool_)),
-            (spec, P(), P(), columns, P(), P(), P()),
-            (spec, P(), P()),
-            donate_argnums=0,
-        ),
-        compiled(
-            make_answers(model, max_length, axis),
-            (state.params, data, integers(*eval_order), integers()),
-            (kept, P(), columns, P()),
-            (P(), columns),
-        ),
-        jax.jit(init, out_shardings=jax.tree.map(partial(NamedSharding, across), spec)).lower(
-            number(np.uint32), number(np.float32)
-        ),
-    ]
-    if texts is not None:
-        measured = monitor.make_readings(model)
-
-        def readings(state, tokens, target):
-            return measured(table.settle(state).params, tokens, target)
-
+    with Compiler() as compiler:
+        segment = compiler.begin(
+            traced(
+                make_segment(make_update(model, table, factor, axis), table.settle, max_length),
+                (state, hyper, data, integers(*order), integers(), integers(), number(np.bool_)),
+                (spec, P(), P(), columns, P(), P(), P()),
+                (spec, P(), P()),
+                donate_argnums=0,
+            )
+        )
         shardings = jax.tree.map(partial(NamedSharding, across), (spec, P(), P()))
-        lowered.append(jax.jit(readings, in_shardings=shardings).lower(state, *texts))
-    with ThreadPoolExecutor(2) as pool:
-        segment, answers, init, *measure = pool.map(lambda program: program.compile(), lowered)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+        begin = compiler.begin(jax.jit(init, out_shardings=shardings[0]).lower(number(np.uint32), number(np.float32)))
+        answers = compiler.begin(
+            traced(
+                make_answers(model, max_length, axis),
+                (state.params, data, integers(*eval_order), integers()),
+                (kept, P(), columns, P()),
+                (P(), columns),
+            )
+        )
+        if texts is not None:
+            measured = monitor.make_readings(model)
+
+            def readings(state, tokens, target):
+                return measured(table.settle(state).params, tokens, target)
+
+            flow = compiler.begin(jax.jit(readings, in_shardings=shardings).lower(state, *texts))
+    begin.ready(), segment.ready()
+    spent = time.perf_counter() - began
+    shapes = _shapes(model)
     placed = jax.tree.map(
         lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=NamedSharding(across, p)), state, spec
     )
     kept = TrainState(
         shapes, jax.eval_shape(optimizer.init, shapes), state.step, jax.eval_shape(jax.random.key_data, state.key)
     )
-    spent = time.perf_counter() - began
-    read = (lambda state: measure[0](state, *texts)) if texts is not None else None
-    return Programs(init, segment, answers, data, shapes, eval_order, len(lowered), spent, placed, kept, read)
+    read = (lambda state: flow(state, *texts)) if texts is not None else None
+    count = 3 if read is None else 4
+    return Programs(begin, segment, answers, data, shapes, eval_order, count, spent, placed, kept, read)
+
+
+def _shapes(model):
+    return jax.eval_shape(lambda: model.init(jax.random.key(0)))
 
 
 def _late(model, optimizer, places) -> bool:
@@ -267,7 +274,7 @@ def _late(model, optimizer, places) -> bool:
     rows = getattr(optimizer, "rows", "dense")
     if rows != "auto":
         return rows == "deferred"
-    return len(jax.eval_shape(model.init, jax.random.key(0)).input) >= tables.WORTH_DEFERRING * places
+    return len(_shapes(model).input) >= tables.WORTH_DEFERRING * places
 
 
 def whole(programs: Programs, params):

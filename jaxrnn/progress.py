@@ -114,7 +114,7 @@ def checkpoint_bytes(group: Group) -> int:
     """Of a checkpoint's arrays: parameters, the optimizer's memory of them, the best parameters so far."""
     import jax
 
-    params = jax.eval_shape(group.model.init, jax.random.key(0))
+    params = jax.eval_shape(lambda: group.model.init(jax.random.key(0)))
     leaves = jax.tree.leaves((params, jax.eval_shape(group.optimizer.init, params), params))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 

@@ -59,7 +59,7 @@ def test_train_prints_progress_a_table_and_its_folder(trained):
     folder, lines = trained
     assert folder.is_dir()
     assert lines[-1] == f"run: {Path('runs/default') / folder.name}"
-    assert any("programs compiled in" in line for line in lines)
+    assert any("4 programs, ready to train after" in line for line in lines)
     assert [line.split()[1] for line in lines if line.startswith("epoch")] == ["1/2", "2/2"]
     assert {"network", "bag", "majority"} <= {line.split()[0] for line in lines if line.startswith("  ")}
 

@@ -14,7 +14,7 @@ LAYER = {
     **dict.fromkeys(["types", "errors"], NOUNS),
     **dict.fromkeys(["activations", "initializers", "projection", "cells", "unroll"], NETWORK),
     **dict.fromkeys(["layers", "heads", "outputs", "model", "targets"], NETWORK),
-    **dict.fromkeys(["fit", "programs", "tables", "fused", "resuming", "optimizers"], LEARNING),
+    **dict.fromkeys(["fit", "programs", "compiling", "tables", "fused", "resuming", "optimizers"], LEARNING),
     **dict.fromkeys(["population", "insight", "flow", "attribution", "monitor"], LEARNING),
     **dict.fromkeys(["config", "text", "data", "runs", "checkpoints"], WORLD),
     **dict.fromkeys(["history", "loggers", "plots", "baselines", "metrics", "sweeps"], WORLD),

@@ -1,0 +1,41 @@
+"""Programs that are compiled in the background, several at once, while their maker goes on.
+
+XLA compiles without Python's lock: tracing the next program, and training with the first, take the time that the
+others need.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+AT_ONCE = 2  # XLA deals the work of one program to all cores too, but not from its first to its last pass
+
+
+class Program:
+    """A compiled program, or one that is on the way: who uses it waits, and meets the error of its compilation."""
+
+    def __init__(self, compiling: Future[Any]):
+        self._compiling = compiling
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.ready()(*arguments)
+
+    def ready(self) -> Any:
+        """What jax compiled."""
+        return self._compiling.result()
+
+
+class Compiler:
+    """Compiles what it is given in that order; as a context it takes nothing more after its end, and does not wait."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(AT_ONCE)
+
+    def __enter__(self) -> "Compiler":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._pool.shutdown(wait=False)
+
+    def begin(self, lowered: Any) -> Program:
+        """`lowered` is a traced program, a jax.stages.Lowered."""
+        return Program(self._pool.submit(lowered.compile))
