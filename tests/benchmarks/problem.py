@@ -58,10 +58,10 @@ def parameters(problem: Problem) -> dict[str, np.ndarray]:
 
 
 def batches(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """-> tokens [updates, B, T] int32, none of them 0, and target [updates, B] int32."""
-    draw = np.random.default_rng(11)
-    tokens = draw.integers(1, problem.V, (problem.updates, problem.B, problem.T), dtype=np.int32)
-    return tokens, draw.integers(0, CLASSES, (problem.updates, problem.B), dtype=np.int32)
+    """-> tokens [updates, B, T] int32, none of them 0, target [updates, B] int32; of more updates the same first."""
+    words, answers = np.random.default_rng(11), np.random.default_rng(12)
+    tokens = words.integers(1, problem.V, (problem.updates, problem.B, problem.T), dtype=np.int32)
+    return tokens, answers.integers(0, CLASSES, (problem.updates, problem.B), dtype=np.int32)
 
 
 def reference(problem: Problem) -> tuple[float, dict[str, np.ndarray]]:
