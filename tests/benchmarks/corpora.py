@@ -14,7 +14,7 @@ from tests.benchmarks.problem import Problem
 FILES = {"sst": "sst/binary.train.tsv.gz", "imdb": "imdb/train.jsonl.gz"}
 SIZES = {"sst": (128, 128, 64), "imdb": (128, 256, 64)}  # E, H, B
 WORDS, LONGEST = 20_000, 400  # of IMDB
-PART = 100  # batches of an IMDB epoch that are timed, spread evenly over its order
+PART = 10  # batches of an IMDB epoch that are timed, spread evenly over its order
 
 
 def splits(name: str, root: Path):
