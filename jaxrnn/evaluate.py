@@ -13,6 +13,7 @@ import numpy as np
 from jaxrnn import artefact, command, devices, predict, runs
 from jaxrnn.data import Splits
 from jaxrnn.errors import ArtefactError, ConfigurationError
+from jaxrnn.steptable import printable
 from jaxrnn.types import Corpus
 
 ROWS = 128  # of a batch
@@ -129,9 +130,10 @@ def table(found: dict[str, Any]) -> str:
             f"  {_tokens(*part['tokens']):<19}{part['accuracy']:.4f}   {part['rows']:,} rows"
             for part in found["accuracy_by_length"]
         ]
-    width = max(8, *(len(label) + 2 for label in found["labels"]))
-    lines.append(f"\n  {'true / answered':<{width + 8}}" + "".join(f"{label:>{width}}" for label in found["labels"]))
-    for label, counts in zip(found["labels"], found["confusion"], strict=True):
+    labels = [printable(label) for label in found["labels"]]
+    width = max(8, *(len(label) + 2 for label in labels))
+    lines.append(f"\n  {'true / answered':<{width + 8}}" + "".join(f"{label:>{width}}" for label in labels))
+    for label, counts in zip(labels, found["confusion"], strict=True):
         lines.append(f"  {label:<{width + 8}}" + "".join(f"{count:>{width},}" for count in counts))
     if "behaviour" in found:
         from jaxrnn import behaviour

@@ -16,6 +16,7 @@ from jaxrnn.errors import ConfigurationError, DataError
 
 ROWS = 256  # texts answered at once
 LONGEST = 1 << 22  # bytes of a text
+BLANKS = str.maketrans("\t\r\n", "   ")  # of a label, which would end its column or line; --json keeps them
 
 
 def lines(stream: BinaryIO, name: str) -> Iterator[str]:
@@ -64,7 +65,8 @@ def told(text: str, p: np.ndarray, length: int, labels: Sequence[str], as_json: 
     if as_json:
         found = {"text": text, "label": labels[best], "probabilities": dict(zip(labels, p.tolist(), strict=True))}
         return json.dumps(found | ({} if length else {"empty": True}), ensure_ascii=False)
-    return f"{labels[best]}\t{p[best]:.4f}\t{text.replace(chr(10), ' ')}"
+    label = labels[best].translate(BLANKS)
+    return f"{label}\t{p[best]:.4f}\t{text.replace(chr(10), ' ')}"
 
 
 def predict(trained: artefact.Loaded, texts: Iterable[str], rows: int = ROWS, as_json: bool = False) -> Iterator[str]:

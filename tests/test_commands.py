@@ -120,6 +120,17 @@ def test_predict_answers_each_text_in_order(trained, tmp_path, capsys):
     assert ["text 2 is empty" in err[0], "text 5 is empty" in err[1]] == [True, True]
 
 
+def test_a_label_stays_in_its_column_and_moves_no_cursor():
+    labels = ["a\tb\nc", "\x1b[2J"]
+    assert predict.told("x", np.array([0.75, 0.25]), 1, labels, False) == "a b c\t0.7500\tx"
+    assert json.loads(predict.told("x", np.array([0.75, 0.25]), 1, labels, True))["label"] == labels[0]
+    found = {"run": "r", "split": "test", "rows": 2, "labels": labels, "confusion": [[1, 0], [0, 1]]}
+    found |= dict.fromkeys(("accuracy", "loss", "f1_macro", "ece"), 0.5) | {"accuracy_ci95": [0.1, 0.9]}
+    found["baselines"] = {name: {"accuracy": 0.5} for name in ("bag_of_words", "majority")}
+    table = evaluate.table(found)
+    assert "\x1b" not in table and "\\x1b[2J" in table and r"a\tb\nc" in table
+
+
 def test_a_line_without_end_is_refused(trained, monkeypatch, capsys):
     monkeypatch.setattr(predict, "LONGEST", 100)
     code, _, err = call("predict", trained[0], "--file", "/dev/zero", capsys=capsys)
