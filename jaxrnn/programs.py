@@ -59,6 +59,7 @@ class Programs(NamedTuple):
     compile_seconds: float  # until `init` and `segment` were there
     placed: TrainState  # shapes and shardings of the state on its devices
     kept: TrainState  # shapes of the state on disk: no filler rows, the key as its numbers
+    optimizer: Any  # as it was given, without the memory of a deferred table
     readings: Callable | None  # state -> how the gradient flows through the texts given, see `monitor`
 
 
@@ -262,7 +263,7 @@ def build(
     )
     read = (lambda state: flow(state, *texts)) if texts is not None else None
     count = 3 if read is None else 4
-    return Programs(begin, segment, answers, data, shapes, eval_order, count, spent, placed, kept, read)
+    return Programs(begin, segment, answers, data, shapes, eval_order, count, spent, placed, kept, plain, read)
 
 
 def _shapes(model):

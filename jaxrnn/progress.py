@@ -184,7 +184,8 @@ def start(programs: Any, found: Checkpoint, where: Path) -> tuple[tuple[Any, Any
             raise ValueError("the losses of the epoch")
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise ArtefactError(f"{place}/position.json: expected a position, found {error!r}") from None
-    state = resuming.placed(programs, runs.filled(programs.kept, named, place))
+    filled = runs.filled(resuming.recorded(programs, named), named, place)
+    state = resuming.placed(programs, resuming.refitted(programs, filled))
     best = None if found.best is None else runs.filled(programs.shapes, found.best, place)
     return (state, position), best, told
 

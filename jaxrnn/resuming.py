@@ -4,12 +4,14 @@ The state on disk is that of one device: the rows that only fill up the last of 
 way out and put back on the way in, so the same file serves any number of devices.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn import optimizers, tables
 from jaxrnn.types import Array, TrainState
 
 
@@ -53,6 +55,36 @@ def kept(programs: Any, state: TrainState) -> TrainState:
     """The state as numpy arrays of their own, the key as its numbers, without filler rows."""
     state = state._replace(key=jax.random.key_data(state.key))
     return jax.tree.map(lambda leaf, like: np.array(leaf)[tuple(map(slice, like.shape))], state, programs.kept)
+
+
+def recorded(programs: Any, named: Mapping[str, np.ndarray]) -> TrainState:
+    """Shapes of a state of these arrays: of another number of updates an epoch, or of a table that was not deferred."""
+    drift: Any = named.get("optimizer.behind.drift")
+    here: Any = programs.kept.optimizer
+    if np.shape(drift) == (np.shape(here.behind.drift) if isinstance(here, tables.Memory) else ()):
+        return programs.kept
+    if drift is None:
+        optimizer = programs.optimizer
+    elif drift.ndim == 1 and len(drift) and isinstance(programs.optimizer, optimizers.Adam):
+        optimizer = tables.deferring(programs.optimizer, len(drift) - 1)
+    else:
+        return programs.kept
+    return programs.kept._replace(optimizer=jax.eval_shape(optimizer.init, programs.kept.params))
+
+
+def refitted(programs: Any, state: TrainState) -> TrainState:
+    """A state of `recorded` as these programs keep it; rows that are behind are brought up to date."""
+    like = programs.kept.optimizer
+    if jax.tree.map(np.shape, state.optimizer) == jax.tree.map(np.shape, like):
+        return state
+    if isinstance(state.optimizer, tables.Memory):
+        settled = tables.deferred(programs.optimizer).settle(jax.tree.map(jnp.asarray, state))
+        state = jax.tree.map(np.asarray, settled._replace(optimizer=settled.optimizer.adam))
+    if isinstance(like, tables.Memory):
+        late = tables.deferring(programs.optimizer, len(like.behind.drift) - 1)
+        behind = jax.tree.map(np.asarray, late.init(state.params).behind)
+        state = state._replace(optimizer=tables.Memory(state.optimizer, behind))
+    return state
 
 
 def spread(like: Any, tree: Any) -> Any:

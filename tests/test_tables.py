@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn import fit, optimizers
+from jaxrnn import fit, optimizers, resuming, runs
 from jaxrnn.types import Corpus, Hyper
 from tests.members import distance, no_kernel
 
@@ -103,6 +103,32 @@ def test_at_the_end_of_an_epoch_every_row_is_up_to_date(deferred):
 def test_a_run_that_ends_inside_an_epoch_is_settled(deferred):
     _, _, report = run(deferred, max_steps=STEPS + 3)
     assert report.step == STEPS + 3 and int(report.state.optimizer.behind.now) == 0
+
+
+def at_second(programs):
+    """The state on disk after two updates."""
+    reports = fit.fit(programs, NUMBERS, plan, plan(0)[:2], seed=1, epochs=1, report_every=[1])
+    return next(resuming.kept(programs, report.state) for report in reports if report.step == 2)
+
+
+def test_a_state_is_taken_up_by_programs_that_keep_another(corpus, deferred):
+    """In the middle of an epoch: what is dense in one is deferred in the other, or for epochs of another length."""
+
+    def taken(programs, state):
+        named = runs.flat(state)
+        return resuming.refitted(programs, runs.filled(resuming.recorded(programs, named), named, "here"))
+
+    dense, there = built(corpus, "dense"), at_second(deferred)
+    for one, other in zip(runs.flat(taken(deferred, there)).items(), runs.flat(there).items(), strict=True):
+        np.testing.assert_array_equal(one[1], other[1])
+    settled, expected = taken(dense, there), at_second(dense)
+    longer = [np.append(numbers, [0, 0, 0]).astype(np.float32) for numbers in there.optimizer.behind[1:3]]
+    behind = there.optimizer.behind._replace(drift=longer[0], shrink=longer[1])
+    again = taken(deferred, there._replace(optimizer=there.optimizer._replace(behind=behind)))
+    for state in (settled, taken(deferred, settled), again):
+        assert distance(state.params, expected.params) < 1e-5
+    assert jax.tree.map(np.shape, again) == jax.tree.map(np.shape, deferred.kept)
+    assert again.optimizer.behind.now == 0 and (again.optimizer.behind.drift == 0).all()
 
 
 @pytest.mark.parametrize("entries, in_c, expected", [(128, False, False), (192, False, True), (128, True, True)])
