@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,7 +26,6 @@ NATIVE = Path(__file__).resolve().parent / "native"
 SOURCES = [NATIVE / name for name in ("recurrence.c", "adam.c")]
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fPIC", "-shared")
 COMPILERS = ("cc", "gcc", "clang")  # after $CC
-
 
 _compiling = threading.Lock()  # a `load` that comes while `begin` is at it finds the library afterwards
 
@@ -78,14 +78,21 @@ def _kept(command: list[str]) -> Path:
 
 
 def _compile(command: list[str], library: Path) -> None:
-    """Write aside, then rename: another process may be at the same."""
+    """All sources at once, then one library, written aside and renamed: another process may be at the same."""
     aside = library.with_name(f"{library.name}.{secrets.token_hex(4)}")
-    made = subprocess.run([*command, *map(str, SOURCES), "-o", str(aside)], capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(len(SOURCES)) as pool:
+        objects = [str(Path(place) / f"{source.stem}.o") for source in SOURCES]
+        calls = [[*command, "-c", str(source), "-o", out] for source, out in zip(SOURCES, objects, strict=True)]
+        list(pool.map(_call, calls))
+        _call([*command, *objects, "-o", str(aside)])
+    aside.rename(library)
+
+
+def _call(command: list[str]) -> None:
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode:
-        aside.unlink(missing_ok=True)
         first = next((line for line in made.stderr.splitlines() if "error" in line), f"exit code {made.returncode}")
         raise ConfigurationError(f"{command[0]} cannot compile {NATIVE.name}/*.c: {first.strip()}")
-    aside.rename(library)
 
 
 def _register(command: list[str], library: Path) -> None:
