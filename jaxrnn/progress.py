@@ -185,6 +185,8 @@ def start(programs: Any, found: Checkpoint, where: Path) -> tuple[tuple[Any, Any
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise ArtefactError(f"{place}/position.json: expected a position, found {error!r}") from None
     filled = runs.filled(resuming.recorded(programs, named), named, place)
+    if not resuming.sound(filled):
+        raise ArtefactError(f"{place}: optimizer.behind names updates that the epoch has not had")
     state = resuming.placed(programs, resuming.refitted(programs, filled))
     best = None if found.best is None else runs.filled(programs.shapes, found.best, place)
     return (state, position), best, told

@@ -72,6 +72,14 @@ def recorded(programs: Any, named: Mapping[str, np.ndarray]) -> TrainState:
     return programs.kept._replace(optimizer=jax.eval_shape(optimizer.init, programs.kept.params))
 
 
+def sound(state: TrainState) -> bool:
+    """Do the rows of a deferred table stand at updates that its epoch has had? These numbers address memory."""
+    if not isinstance(state.optimizer, tables.Memory):
+        return True
+    since, now = state.optimizer.behind.since, int(state.optimizer.behind.now)
+    return 0 <= now < len(state.optimizer.behind.drift) and bool(((since >= 0) & (since <= now)).all())
+
+
 def refitted(programs: Any, state: TrainState) -> TrainState:
     """A state of `recorded` as these programs keep it; rows that are behind are brought up to date."""
     like = programs.kept.optimizer

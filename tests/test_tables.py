@@ -100,6 +100,16 @@ def test_at_the_end_of_an_epoch_every_row_is_up_to_date(deferred):
         assert settled == (int(behind.now) == 0) and settled != bool(np.asarray(behind.since).any())
 
 
+def test_rows_that_stand_at_no_update_are_not_taken_up(deferred):
+    """A stranger's checkpoint: the numbers address memory."""
+    state = resuming.kept(deferred, run(deferred, max_steps=5)[2].state)
+    assert resuming.sound(state)
+    since = state.optimizer.behind.since
+    for change in {"since": since + 1}, {"since": since - 1}, {"now": STEPS + 1}:
+        memory = state.optimizer._replace(behind=state.optimizer.behind._replace(**change))
+        assert not resuming.sound(state._replace(optimizer=memory))
+
+
 def test_a_run_that_ends_inside_an_epoch_is_settled(deferred):
     _, _, report = run(deferred, max_steps=STEPS + 3)
     assert report.step == STEPS + 3 and int(report.state.optimizer.behind.now) == 0
