@@ -4,6 +4,7 @@ Noise is an argument: key None means none. Dropout draws one mask per row and la
 Ghahramani 2016, "A theoretically grounded application of dropout in recurrent neural networks").
 """
 
+from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,26 @@ from jax import lax
 from jaxrnn import initializers
 from jaxrnn.errors import ConfigurationError
 from jaxrnn.types import Array, Cell, Layer
+
+
+class Key(NamedTuple):
+    """A random key that is computed where numbers are drawn with it: folding costs as much as a small layer."""
+
+    root: Array
+    path: tuple = ()  # folded into the root one after the other
+
+
+def fold_in(key: Array | Key | None, number: Array | int) -> Key | None:
+    """jax.random.fold_in, put off until `folded`; None stays None."""
+    if key is None:
+        return None
+    root, path = key if isinstance(key, Key) else (key, ())
+    return Key(root, (*path, number))
+
+
+def folded(key: Array | Key) -> Array:
+    """The key that a Key stands for; any other is what it is."""
+    return reduce(jax.random.fold_in, key.path, key.root) if isinstance(key, Key) else key
 
 
 def one_hot(vocabulary_size: int) -> Layer:
@@ -81,7 +102,7 @@ def stack(layers: list[Layer]) -> Layer:
     def apply(params, xs, length, key, rate):
         end = None
         for i, (layer, p) in enumerate(zip(layers, params, strict=True)):
-            k = None if key is None else jax.random.fold_in(key, i)
+            k = fold_in(key, i)
             if i > 0:
                 xs = _locked_dropout(k, rate, xs)
             end, xs = layer.apply(p, xs, length, k, rate)
@@ -100,25 +121,25 @@ def stack(layers: list[Layer]) -> Layer:
     return Layer(init, apply, start, step, layers[-1].output_size)
 
 
-def dropout(key: Array | None, rate: Array | float, features: Array) -> Array:
+def dropout(key: Array | Key | None, rate: Array | float, features: Array) -> Array:
     """Set each number to zero with probability `rate`, scale the rest by 1 / (1 - rate); key None changes nothing."""
     if key is None:
         return features
 
     def drop():
-        kept = jax.random.uniform(key, features.shape, features.dtype) >= rate
+        kept = jax.random.uniform(folded(key), features.shape, features.dtype) >= rate
         return jnp.where(kept, features / (1 - rate), 0)
 
     return lax.cond(rate > 0, drop, lambda: features)  # the rate is a value: random numbers cost only where it asks
 
 
-def word_dropout(key: Array | None, rate: Array | float, tokens: Array, length: Array, unknown: int = 1) -> Array:
+def word_dropout(key: Array | Key | None, rate: Array | float, tokens: Array, length: Array, unknown: int = 1) -> Array:
     """Replace each real token of tokens [B, T] with `unknown`, with probability `rate`; key None changes nothing."""
     if key is None:
         return tokens
 
     def drop():
-        hit = jax.random.uniform(key, tokens.shape) < rate
+        hit = jax.random.uniform(folded(key), tokens.shape) < rate
         return jnp.where(hit & (jnp.arange(tokens.shape[1]) < length[:, None]), unknown, tokens)
 
     return lax.cond(rate > 0, drop, lambda: tokens)

@@ -69,11 +69,10 @@ def rnn(
         return _logits(params.W_hy, features) + params.b_y
 
     def tokens(batch: Batch, key=None, noise=SILENCE) -> Array:
-        key = None if key is None else jax.random.fold_in(key, 0)
-        return parts.word_dropout(key, noise.word_dropout_rate, batch.inputs, batch.length).T
+        return parts.word_dropout(parts.fold_in(key, 0), noise.word_dropout_rate, batch.inputs, batch.length).T
 
     def apply(params: Params, batch: Batch, key=None, noise=SILENCE) -> Array:
-        keys = (None,) * 4 if key is None else tuple(jax.random.fold_in(key, i) for i in range(4))
+        keys = [parts.fold_in(key, i) for i in range(4)]
         _, xs = first.apply(params.input, tokens(batch, key, noise), batch.length, keys[1], noise.dropout_rate)
         end, ys = body.apply(params.layers, xs, batch.length, keys[2], noise.dropout_rate)
         features = summary.apply(params.head, end, ys, batch.length)

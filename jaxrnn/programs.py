@@ -30,7 +30,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxrnn import fused, monitor, optimizers, tables
 from jaxrnn.compiling import Compiler, Program
-from jaxrnn.layers import Rows
+from jaxrnn.layers import Rows, fold_in
 from jaxrnn.resuming import Log
 from jaxrnn.tables import Table
 from jaxrnn.types import Array, Batch, Corpus, Hyper, Model, Noise, Sums, TrainState
@@ -90,8 +90,8 @@ def make_update(model: Model, table: Table, factor: Callable, axis: str | None =
 
     def update(state: TrainState, hyper: Hyper, batch: Batch):
         noise = Noise(hyper.dropout_rate, hyper.word_dropout_rate)
-        key = jax.random.fold_in(state.key, state.step)
-        key = key if axis is None else jax.random.fold_in(key, lax.axis_index(axis))
+        key = fold_in(state.key, state.step)
+        key = key if axis is None else fold_in(key, lax.axis_index(axis))
         params, ids, found = state.params, None, None
         if model.has_table:
             ids = model.tokens(batch, key, noise)

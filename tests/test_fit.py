@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn import fit, optimizers, resuming
+from jaxrnn import fit, optimizers, resuming, tables
+from jaxrnn import programs as programs_of
 from jaxrnn.errors import NumericalError
-from jaxrnn.types import Corpus, Hyper
+from jaxrnn.types import Batch, Corpus, Hyper, TrainState
 
 LENGTHS = (3, 1, 7, 5, 2, 7, 4, 6, 1, 3, 2)
 ORDER = np.array([[0, 3, 1], [2, 4, 5], [6, 7, -1]], np.int32)
@@ -68,6 +69,25 @@ def test_an_epoch_in_pieces_is_the_epoch_bit_for_bit(programs):
 def test_the_seed_decides_the_start_and_the_noise(programs):
     assert segments(programs, [3]).losses == segments(programs, [3]).losses
     assert segments(programs, [3]).losses != segments(programs, [3], seed=1).losses
+
+
+def always(jaxpr):
+    """The names of what a program does whatever its numbers are: what stands outside of the branches."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for inner in equation.params.values() if equation.primitive.name != "cond" else ():
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                yield from always(getattr(inner, "jaxpr", inner))
+
+
+def test_an_update_draws_no_random_number_that_no_rate_asks_for():
+    model, rule = jaxrnn.rnn(vocabulary_size=9, classes=2, layers=2, hidden_size=4), optimizers.adam()
+    update = programs_of.make_update(model, tables.dense(rule), optimizers.cosine)
+    params = model.init(jax.random.key(0))
+    state = TrainState(params, rule.init(params), np.int32(0), jax.random.key(1))
+    texts = Batch(np.ones((3, 8), np.int32), np.full(3, 8), np.zeros(3, np.int32), np.ones(3, np.float32))
+    names = set(always(jax.make_jaxpr(update)(state, NUMBERS, texts).jaxpr))
+    assert "cond" in names and not any(name.startswith(("random", "threefry")) for name in names)
 
 
 def test_other_numbers_compile_nothing(programs):

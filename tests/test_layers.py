@@ -54,3 +54,11 @@ def test_word_dropout_makes_real_words_unknown_and_nothing_else():
     np.testing.assert_array_equal(layers.word_dropout(jax.random.key(0), 1.0, tokens, length), np.where(real, 1, 0))
     np.testing.assert_array_equal(layers.word_dropout(jax.random.key(0), 0.0, tokens, length), tokens)
     assert layers.word_dropout(None, 0.3, tokens, length) is tokens
+
+
+def test_a_key_folded_later_is_the_key_folded_at_once():
+    key = jax.random.key(3)
+    later = layers.fold_in(layers.fold_in(key, 7), jnp.int32(2))
+    at_once = jax.random.fold_in(jax.random.fold_in(key, 7), 2)
+    np.testing.assert_array_equal(jax.random.key_data(layers.folded(later)), jax.random.key_data(at_once))
+    assert layers.folded(key) is key and layers.fold_in(None, 7) is None
