@@ -31,6 +31,8 @@ def transformation(name: str, **settings) -> optax.GradientTransformation:
     for key in settings:
         if key not in arguments:
             raise ConfigurationError(unknown(f"setting of optimizer {name}", key, arguments))
+    if settings.get("momentum") == 0:
+        settings["momentum"] = None  # a velocity that nothing remembers is not kept
     if "weight_decay" in arguments:
         settings["weight_decay"] = 0.0  # the chain's own decay stands beside it, as an argument
     return make(learning_rate=1.0, **settings)
@@ -138,8 +140,9 @@ def clipping(hyper: Hyper, rows: Array, before: Array, after: Callable[[Clip], A
     """To `clip_value`, then to `clip_global_norm`; infinite ones change nothing. `before` and `after` the first of the
     two are the global norms of the mean gradient."""
     clip = Clip(rows, hyper.clip_value, 1.0)
-    # A norm reads every gradient once more, which is the size of the vocabulary: only when elementwise clipping is on.
-    norm = jax.lax.cond(jnp.isinf(clip.limit), lambda: before, lambda: after(clip))
+    # A norm reads every gradient once more, which is the size of the vocabulary: only where both clips are on.
+    known = jnp.isinf(clip.limit) | jnp.isinf(hyper.clip_global_norm)
+    norm = jax.lax.cond(known, lambda: before, lambda: after(clip))
     return clip._replace(scale=jnp.minimum(1.0, hyper.clip_global_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)))
 
 

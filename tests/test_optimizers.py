@@ -80,6 +80,15 @@ def test_clipping_limits_the_elements_of_the_mean_then_the_norm():
     np.testing.assert_allclose(both["b"] / both["W"][0, 0], 0.5, rtol=1e-6)
 
 
+def test_a_momentum_of_zero_is_none_and_remembers_nothing():
+    gradients = [drawn(PARAMS, seed, jnp.float32) for seed in range(3)]
+    rules = [optimizers.transformation("sgd", momentum=0.0, nesterov=False), optax.sgd(1.0, momentum=0.0)]
+    with_none, with_zero = (chain(rule, optimizers.constant, Hyper(0.1), PARAMS, gradients) for rule in rules)
+    assert distance(with_none, with_zero) == 0
+    assert not jax.tree.leaves(rules[0].init(PARAMS))
+    assert jax.tree.leaves(optimizers.transformation("sgd", momentum=0.5).init(PARAMS))
+
+
 @pytest.mark.parametrize("name, middle", [("constant", 1.0), ("linear", 0.55), ("cosine", 0.55)])
 def test_schedules_start_at_one_and_end_at_the_final_fraction(name, middle):
     hyper = Hyper(2.0, warmup_steps=4, decay_steps=104, final_fraction=0.1)
