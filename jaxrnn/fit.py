@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from jaxrnn.errors import NumericalError
@@ -60,7 +61,7 @@ def fit(
     applied but reported as refused, its batch left out; at the `nonfinite_limit`-th of them NumericalError, the
     position before it. With `go_back`, training goes on after each of the others from the state that it returns.
     """
-    hyper = Hyper(*(np.float32(number) for number in hyper))
+    hyper = jax.device_put(Hyper(*(np.float32(number) for number in hyper)))  # once, not at every call
     state, now = start or (programs.init(np.uint32(seed), np.float32(init_scale)), Position())
     best, waited, done, pace, refused = now.score, now.waited, now.step, None, now.refused
     for epoch in range(now.epoch + now.ended, epochs + 1):
@@ -75,7 +76,7 @@ def fit(
             until = min([until, *(at + every - done % every for every in report_every)])
             began = time.perf_counter()
             state, log, made = programs.segment(state, hyper, programs.data, order, *_from_to(at, until, until == stop))
-            made = int(made)  # waits for the device
+            made = int(np.asarray(made))  # waits for the device
             spent, good = time.perf_counter() - began, made == until - at
             settled = good and until == stop
             pace = made * seconds_between / spent if good else pace
@@ -116,14 +117,15 @@ def _from_to(begin, end, last):
 
 
 def _joined(logs):
-    return Log(*(np.concatenate(fields) for fields in zip(EMPTY, *logs, strict=True)))
+    logs = [log for log in logs if len(log.loss)] or [EMPTY]
+    return logs[0] if len(logs) == 1 else Log(*map(np.concatenate, zip(*logs, strict=True)))
 
 
 def measure(programs: Programs, params, order: np.ndarray) -> dict:
     """{"loss", "accuracy"} over the rows of `order`, which may be shorter than the compiled [S, B]."""
     sums, _ = programs.answers(params, programs.data, _padded(programs, order), np.int32(len(order)))
-    rows = float(sums.weight)
-    return {"loss": float(sums.loss) / rows, "accuracy": float(sums.correct) / rows}
+    loss, correct, rows = (float(np.asarray(number)) for number in sums)
+    return {"loss": loss / rows, "accuracy": correct / rows}
 
 
 def logits(programs: Programs, params, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
