@@ -27,6 +27,7 @@ SOURCES = [NATIVE / name for name in ("recurrence.c", "adam.c")]
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fPIC", "-shared")
 COMPILERS = ("cc", "gcc", "clang")  # after $CC
 
+_limits: list[ctypes.c_int] = []  # of each library that is loaded
 _compiling = threading.Lock()  # a `load` that comes while `begin` is at it finds the library afterwards
 
 
@@ -77,6 +78,12 @@ def _kept(command: list[str]) -> Path:
     return library
 
 
+def limit(threads: int) -> None:
+    """A call may work with so many threads from now on, where others want the cores; its numbers stay the same."""
+    for held in _limits:
+        held.value = threads
+
+
 def _compile(command: list[str], library: Path) -> None:
     """All sources at once, then one library, written aside and renamed: another process may be at the same."""
     aside = library.with_name(f"{library.name}.{secrets.token_hex(4)}")
@@ -101,6 +108,7 @@ def _register(command: list[str], library: Path) -> None:
     held = ctypes.CDLL(str(library))
     dtype = "float64" if "-DDOUBLE" in command else "float32"
     targets.register(_mark(command), dtype, {name: getattr(held, f"jaxrnn_{name}") for name in targets.FUNCTIONS})
+    _limits.append(ctypes.c_int.in_dll(held, "jaxrnn_threads"))
 
 
 def _mark(command: list[str]) -> str:

@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from jaxrnn import command, devices
+from jaxrnn import command, devices, foreign
 from jaxrnn.job import Halt
 from jaxrnn.settings import Settings
 
@@ -78,6 +78,7 @@ class Room:
 
     def __init__(self, cores: int):
         self.cores, self.door, self.free = cores, threading.Lock(), threading.Semaphore(cores)
+        self.counting, self.jobs = threading.Lock(), 0  # at work
 
     @contextmanager
     def taken(self, count: int) -> Iterator[None]:
@@ -85,7 +86,15 @@ class Room:
         with self.door:  # one at a time takes, so two that wait for all cores do not hold a part each
             for _ in range(count):
                 self.free.acquire()
+        self._share(1)
         try:
             yield
         finally:
+            self._share(-1)
             self.free.release(count)
+
+    def _share(self, more: int) -> None:
+        """Jobs at work divide the cores: a helper of one would only take the place of another."""
+        with self.counting:
+            self.jobs += more
+            foreign.limit(max(1, self.cores // max(1, self.jobs)))

@@ -56,6 +56,14 @@ def test_every_activation_is_bptts(cell_name, name):
     assert distance(fast, answers(cell, member("unroll", "bptt"), sizes, jnp.float32)) < 1e-5
 
 
+def test_a_limit_of_threads_changes_no_bit():
+    cell, found = member("cells", "vanilla")(*SIZES[-1][2:]), []
+    for threads in (1, devices.cores()):
+        foreign.limit(threads)
+        found.append(answers(cell, member("unroll", "kernel"), SIZES[-1], jnp.float32))
+    assert distance(*found) == 0
+
+
 def test_tanh_is_within_four_units_of_the_last_place():
     cell = member("cells", "vanilla")(16, 16)
     params = cell.init(jax.random.key(0))._replace(W_xh=jnp.eye(16))

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrnn import command, config, devices, group, job, planning, progress, runs, sweep, train
+from jaxrnn import command, config, devices, foreign, group, job, launchers, planning, progress, runs, sweep, train
 
 TINY = ["hidden_size=8", "input.size=4", "batch_size=16", "epochs=3", "dataset.train_rows=64"]
 TINY += ["dataset.valid_rows=20", "dataset.test_rows=30", "patience=1"]
@@ -195,3 +195,11 @@ def test_what_does_not_fit_is_run_one_by_one_or_refused(monkeypatch, capsys, sha
     monkeypatch.setattr(devices, "free_memory", lambda device: int(share * needed))
     found, out, err = call("-m", *TINY, "seed=0,1", "epochs=1", "hydra/launcher=population", capsys=capsys)
     assert found == code and says in "\n".join(out + err)
+
+
+def test_jobs_at_work_divide_the_cores_among_their_threads(monkeypatch):
+    limits, room = [], launchers.Room(4)
+    monkeypatch.setattr(foreign, "limit", limits.append)
+    with room.taken(1), room.taken(1), room.taken(2):
+        pass
+    assert limits == [4, 2, 1, 2, 4, 4]

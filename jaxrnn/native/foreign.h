@@ -65,7 +65,11 @@ static void forget(const XLA_FFI_CallFrame *call, XLA_FFI_Error *error) {
   call->api->XLA_FFI_Error_Destroy(&args);
 }
 
+extern atomic_int jaxrnn_threads; /* that a call may work with, the caller's included: the cores may have other jobs */
+
 static void in_parallel(const XLA_FFI_CallFrame *call, int threads, int count, void (*task)(void *, int), void *given) {
+  int most = atomic_load(&jaxrnn_threads);
+  threads = threads < most ? threads : most;
   int helpers = (threads < count ? threads : count) - 1;
   Shared *s = helpers > 0 ? malloc(sizeof *s) : NULL;
   if (!s) {

@@ -10,6 +10,8 @@
 
 #include "foreign.h"
 
+atomic_int jaxrnn_threads = 1 << 20;
+
 #define MR 8 /* rows of a register tile */
 #if BYTES == 64
 #define NR 3 /* vectors of a register tile: 24 of 32 registers hold sums */
