@@ -1,7 +1,7 @@
 """Measurements of R answers from their logits, in float64 numpy: exact sums over all rows, divided once at the end.
 
 Logits are [R, C] of a softmax over C classes, or [R, 1] of a sigmoid: class 1 against class 0. Target is [R] integers.
-Everything is finite for finite logits, however large; NumericalError for others.
+Everything is finite for finite logits, however large; what is measured of others is a NumericalError.
 """
 
 import math
@@ -15,14 +15,20 @@ BINS = 15
 Z95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 
 
+def finite(logits: np.ndarray) -> np.ndarray:
+    """The same logits; NumericalError where one is not finite: an answer would mean nothing."""
+    good = np.isfinite(logits).all(axis=-1)
+    if not good.all():
+        wrong = good.size - int(good.sum())
+        raise NumericalError(f"{wrong:,} of {good.size:,} answers are not finite: the network has grown too large")
+    return logits
+
+
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
     """ln p of every class, [R, C]; C is 2 for a sigmoid: -ln(1 + e^s) and -ln(1 + e^-s)."""
     logits = np.asarray(logits, np.float64)
     if logits.ndim != 2 or logits.shape[1] < 1:
         raise ValueError(f"expected logits [rows, classes], found the shape {logits.shape}")
-    if not np.isfinite(logits).all():
-        rows = int((~np.isfinite(logits)).any(axis=1).sum())
-        raise NumericalError(f"{rows:,} of {len(logits):,} answers are not finite: the network has grown too large")
     if logits.shape[1] == 1:
         return -np.logaddexp(0.0, np.concatenate([logits, -logits], axis=1))
     shifted = logits - logits.max(axis=1, keepdims=True)
@@ -36,13 +42,13 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 def predictions(logits: np.ndarray) -> np.ndarray:
     """The most probable class of every row, [R]; the first of equals."""
-    return log_probabilities(logits).argmax(axis=1)
+    return log_probabilities(finite(logits)).argmax(axis=1)
 
 
 def loss(logits: np.ndarray, target: np.ndarray) -> float:
     """Mean -ln p of the true class, in nats."""
     _check(target)
-    return float(-log_probabilities(logits)[np.arange(len(target)), target].mean())
+    return float(-log_probabilities(finite(logits))[np.arange(len(target)), target].mean())
 
 
 def accuracy(logits: np.ndarray, target: np.ndarray) -> float:

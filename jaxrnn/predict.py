@@ -54,7 +54,7 @@ def predictor(trained: artefact.Loaded) -> Callable[[Sequence[str]], tuple[np.nd
         whole = np.zeros(rows, np.int32)
         whole[: len(texts)] = length
         batch = Batch(inputs, whole, np.zeros(rows, np.int32), np.ones(rows, np.float32))
-        return metrics.probabilities(np.asarray(apply(trained.params, batch))[: len(texts)]), length
+        return metrics.probabilities(metrics.finite(np.asarray(apply(trained.params, batch))[: len(texts)])), length
 
     return answer
 
