@@ -474,7 +474,7 @@ def test_a_pruned_trial_trains_no_further_and_is_told_in_the_report(capsys):
     assert (code, err) == (0, [])
     last = held().trials[3]
     assert last.state == STATES.PRUNED
-    assert len(runs.read_lines(Path("s/3/metrics.jsonl"))) == len(last.intermediate_values) == 5
+    assert len(list(runs.read_lines(Path("s/3/metrics.jsonl")))) == len(last.intermediate_values) == 5
     assert any("not completed, not counted: 1 pruned" in line for line in out)
     assert len(list(Path("s").glob("*/plots/curves.png"))) == 1  # the best job is drawn
     assert out[-1] == "sweep: s"
