@@ -16,7 +16,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -201,8 +201,16 @@ def save(run: Path, now: Checkpoint, keep: int) -> Path:
     commit(final, content, record)
     for step in steps(run)[keep:]:
         if step < now.step:
-            shutil.rmtree(run / "checkpoints" / f"step_{step}", ignore_errors=True)
+            _remove(run / "checkpoints" / f"step_{step}")
     return final
+
+
+def _remove(folder: Path) -> None:
+    """Renamed first: a kill meanwhile leaves no checkpoint with files missing. What cannot be removed stays whole."""
+    aside = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(3)}")
+    with suppress(OSError):
+        os.rename(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def steps(run: Path) -> list[int]:
