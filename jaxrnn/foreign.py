@@ -24,7 +24,7 @@ from jaxrnn.errors import ConfigurationError
 
 NATIVE = Path(__file__).resolve().parent / "native"
 SOURCES = [NATIVE / name for name in ("recurrence.c", "adam.c")]
-FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fPIC", "-shared")
+FLAGS = ("-O2", "-std=gnu11", "-fno-math-errno", "-fPIC", "-shared")
 COMPILERS = ("cc", "gcc", "clang")  # after $CC
 
 _limits: list[ctypes.c_int] = []  # of each library that is loaded

@@ -12,11 +12,12 @@
 
 atomic_int jaxrnn_threads = 1 << 20;
 
-#define MR 8 /* rows of a register tile */
-#if BYTES == 64
-#define NR 3 /* vectors of a register tile: 24 of 32 registers hold sums */
-#else
-#define NR 1
+#if BYTES == 64 /* a register tile: most rows, vectors of each. Of 32 registers 24 hold sums */
+#define MR 8
+#define NR 3
+#else /* 12 of 16: eight loads for twelve products, where a row of eight would need nine for eight */
+#define MR 6
+#define NR 2
 #endif
 #define CHUNK 128 /* rows of the products over several steps: their operands stay in the second cache */
 
@@ -54,31 +55,28 @@ INLINE void tile(const int m, const int n, int K, const real *const *a, const re
     for (int j = 0; j < n; j++) *(vec *)(c[i] + col + j * VW) = sum[i][j];
 }
 
-#define ROWS_OF_TILE(n) \
-  switch (M - i < MR ? M - i : MR) { \
-    case 1: tile(1, n, K, a + i, b, c + i, col, mode, bias); break; \
-    case 2: tile(2, n, K, a + i, b, c + i, col, mode, bias); break; \
-    case 3: tile(3, n, K, a + i, b, c + i, col, mode, bias); break; \
-    case 4: tile(4, n, K, a + i, b, c + i, col, mode, bias); break; \
-    case 5: tile(5, n, K, a + i, b, c + i, col, mode, bias); break; \
-    case 6: tile(6, n, K, a + i, b, c + i, col, mode, bias); break; \
-    case 7: tile(7, n, K, a + i, b, c + i, col, mode, bias); break; \
-    default: tile(8, n, K, a + i, b, c + i, col, mode, bias); \
-  }
+/* M rows in tiles of about the same height: a last one of a row or two would wait for its own sums */
+#define EACH_TILE(M, i, m) \
+  for (int i = 0, m, left = ((M) + MR - 1) / MR; left && (m = ((M) - i + left - 1) / left); i += m, left--)
 
-static __attribute__((noinline)) void tiles3(int M, int K, const real *const *a, const real *b, real *const *c,
-                                             int col, int mode, const real *bias) {
-  for (int i = 0; i < M; i += MR) ROWS_OF_TILE(NR)
-}
-#if NR > 1
-static __attribute__((noinline)) void tiles2(int M, int K, const real *const *a, const real *b, real *const *c,
-                                             int col, int mode, const real *bias) {
-  for (int i = 0; i < M; i += MR) ROWS_OF_TILE(2)
-}
-static __attribute__((noinline)) void tiles1(int M, int K, const real *const *a, const real *b, real *const *c,
-                                             int col, int mode, const real *bias) {
-  for (int i = 0; i < M; i += MR) ROWS_OF_TILE(1)
-}
+#define TILE(m, n) \
+  case m: \
+    tile(m, n, K, a + i, b, c + i, col, mode, bias); \
+    break;
+#if MR > 6
+#define HIGHEST(n) TILE(7, n) TILE(8, n)
+#else
+#define HIGHEST(n)
+#endif
+#define TILES(n) \
+  static __attribute__((noinline)) void tiles##n(int M, int K, const real *const *a, const real *b, real *const *c, \
+                                                 int col, int mode, const real *bias) { \
+    EACH_TILE(M, i, m) switch (m) { TILE(1, n) TILE(2, n) TILE(3, n) TILE(4, n) TILE(5, n) TILE(6, n) HIGHEST(n) } \
+  }
+TILES(1)
+TILES(2)
+#if NR > 2
+TILES(3)
 #endif
 
 /* c[M][N] (+)= a[M][K] b, rows by their addresses, b packed by `pack`; bias [N] or NULL where nothing is there yet */
@@ -86,10 +84,10 @@ static void product(int M, int N, int K, const real *const *a, const real *b, re
                     const real *bias) {
   for (int col = 0; col < N; col += NR * VW, b += (size_t)K * NR * VW) {
     int n = (N - col) / VW;
-    if (n >= NR) tiles3(M, K, a, b, c, col, mode, bias);
-#if NR > 1
-    else if (n == 2) tiles2(M, K, a, b, c, col, mode, bias);
-    else tiles1(M, K, a, b, c, col, mode, bias);
+    if (n == 1) tiles1(M, K, a, b, c, col, mode, bias);
+    else if (n == 2 || NR == 2) tiles2(M, K, a, b, c, col, mode, bias);
+#if NR > 2
+    else tiles3(M, K, a, b, c, col, mode, bias);
 #endif
   }
 }
@@ -106,10 +104,11 @@ static void pack(int K, int N, const real *w, int64_t k_step, int64_t j_step, re
 }
 
 /* c[i][col:] += sum_k a[k * lda + i] b[k][col:]: m rows of a weight's gradient */
-INLINE void outer_tile(const int n, int K, const real *a, int lda, const real *const *b, real *c, int ldc, int col) {
+INLINE void outer_tile(const int m, const int n, int K, const real *a, int lda, const real *const *b, real *c, int ldc,
+                       int col) {
   vec sum[MR][NR];
 #pragma GCC unroll 8
-  for (int i = 0; i < MR; i++)
+  for (int i = 0; i < m; i++)
 #pragma GCC unroll 3
     for (int j = 0; j < n; j++) sum[i][j] = *(vec *)(c + (size_t)i * ldc + col + j * VW);
   for (int k = 0; k < K; k++) {
@@ -118,26 +117,32 @@ INLINE void outer_tile(const int n, int K, const real *a, int lda, const real *c
 #pragma GCC unroll 3
     for (int j = 0; j < n; j++) w[j] = *(const vec *)(row + j * VW);
 #pragma GCC unroll 8
-    for (int i = 0; i < MR; i++)
+    for (int i = 0; i < m; i++)
 #pragma GCC unroll 3
       for (int j = 0; j < n; j++) sum[i][j] += w[j] * x[i];
   }
 #pragma GCC unroll 8
-  for (int i = 0; i < MR; i++)
+  for (int i = 0; i < m; i++)
 #pragma GCC unroll 3
     for (int j = 0; j < n; j++) *(vec *)(c + (size_t)i * ldc + col + j * VW) = sum[i][j];
 }
 
-/* c[M][N] += a^T b: a [K][lda] from its first column on, b by rows; M is a multiple of MR */
+/* c[M][N] += a^T b: a [K][lda] from its first column on, b by rows; M is a multiple of WIDTH, so that every tile has
+   MR rows, or one less where MR does not divide it */
 static void outer(int M, int N, int K, const real *a, int lda, const real *const *b, real *c) {
   for (int col = 0; col < N; col += NR * VW) {
     int n = (N - col) / VW;
-    for (int i = 0; i < M; i += MR) {
+    EACH_TILE(M, i, m) {
       real *at = c + (size_t)i * N;
-      if (n >= NR) outer_tile(NR, K, a + i, lda, b, at, N, col);
-#if NR > 1
-      else if (n == 2) outer_tile(2, K, a + i, lda, b, at, N, col);
-      else outer_tile(1, K, a + i, lda, b, at, N, col);
+#if NR > 2
+      if (n > 2) outer_tile(MR, 3, K, a + i, lda, b, at, N, col);
+      else if (n == 2) outer_tile(MR, 2, K, a + i, lda, b, at, N, col);
+      else outer_tile(MR, 1, K, a + i, lda, b, at, N, col);
+#else
+      if (m == MR && n > 1) outer_tile(MR, 2, K, a + i, lda, b, at, N, col);
+      else if (n > 1) outer_tile(MR - 1, 2, K, a + i, lda, b, at, N, col);
+      else if (m == MR) outer_tile(MR, 1, K, a + i, lda, b, at, N, col);
+      else outer_tile(MR - 1, 1, K, a + i, lda, b, at, N, col);
 #endif
     }
   }
@@ -252,8 +257,8 @@ INLINE void backward_row(const int cell, const int f, int H, const real *h, cons
 #define BY_CELL(row, ...) \
   switch (cell) { \
     case VANILLA: BY_ACTIVATION(row, VANILLA, __VA_ARGS__) break; \
-    case GRU: BY_ACTIVATION(row, GRU, __VA_ARGS__) break; \
-    default: BY_ACTIVATION(row, LSTM, __VA_ARGS__) \
+    case GRU: row(GRU, f, __VA_ARGS__); break; \
+    default: row(LSTM, f, __VA_ARGS__); \
   }
 
 static __attribute__((noinline)) void forward_cell(int cell, int f, int H, const real *z, const real *u,
