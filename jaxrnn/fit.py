@@ -80,7 +80,7 @@ def fit(
             spent, good = time.perf_counter() - began, made == until - at
             settled = good and until == stop
             pace = made * seconds_between / spent if good else pace
-            log = Log(*(np.asarray(field)[at : at + made + 1] for field in log))
+            log = Log(*np.asarray(log)[:, at : at + made + 1])
             logs.append(Log(*(field[:made] for field in log)))
             news.append(logs[-1])
             done, at, seconds = done + made, at + made, seconds + spent

@@ -1,4 +1,4 @@
-"""`tables` as two calls in C (native/adam.c): the norm, the clips and Adam for all parameters at once, in place.
+"""`tables` as three calls in C (native/adam.c): the norm, the clips and Adam for all parameters at once, in place.
 
 XLA's way with a deferred table gathers, brings up to date and scatters a row for every place of the padded batch, some
 twenty passes over [T, B, E], and needs five small kernels for each other array. Here the work is that of the ids in the
@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn import optimizers, tables, targets
+from jaxrnn import optimizers, targets
 from jaxrnn.tables import Behind, Memory, Table
 from jaxrnn.types import Hyper, TrainState
 
 
 def adam(optimizer: optimizers.Adam, has_table: bool) -> Table:
-    """For a model with a table its state is that of `tables.deferring`, and it settles as `tables.deferred` does."""
+    """For a model with a table its state is that of `tables.deferring`."""
     constants = np.array([optimizer.b1, optimizer.b2, optimizer.eps])
 
     def numbers(state: TrainState, *more):
@@ -27,14 +27,26 @@ def adam(optimizer: optimizers.Adam, has_table: bool) -> Table:
         adam, behind = state.optimizer
         return [state.params.input, adam.mu.input, adam.nu.input, behind.since, behind.drift, behind.shrink]
 
-    def read(state: TrainState, ids, length):
+    def counts(state: TrainState):
         adam, behind = state.optimizer
+        return jnp.stack([behind.now, adam.count])
+
+    def read(state: TrainState, ids, length):
         table = state.params.input
         results = [_like((*ids.shape, table.shape[1]), table.dtype)]
         results += [_like((n,), jnp.int32) for n in (ids.size, ids.size + 1, 1)]
-        counts = jnp.stack([behind.now, adam.count])
-        x, *found = targets.call("read", table.dtype, results)(*wide(state), counts, numbers(state), ids, length)
+        x, *found = targets.call("read", table.dtype, results)(*wide(state), counts(state), numbers(state), ids, length)
         return x, found
+
+    def settle(state: TrainState):
+        adam, _ = state.optimizer
+        table, changed = state.params.input, wide(state)
+        results = [_like(array.shape, array.dtype) for array in changed]
+        call = targets.call("settle", table.dtype, results, {n: n for n in range(len(changed))})
+        p, m, v, since, drift, shrink = call(*changed, counts(state), numbers(state))
+        adam = adam._replace(mu=adam.mu._replace(input=m), nu=adam.nu._replace(input=v))
+        memory = Memory(adam, Behind(since, drift, shrink, jnp.int32(0)))
+        return state._replace(params=state.params._replace(input=p), optimizer=memory)
 
     def learn(state: TrainState, gradients, found, ids, length, rows, rate, hyper: Hyper, finite):
         adam = state.optimizer.adam if has_table else state.optimizer
@@ -47,10 +59,10 @@ def adam(optimizer: optimizers.Adam, has_table: bool) -> Table:
         changed = [array for triple in zip(*kept, strict=True) for array in triple] + table
         dtype = state.params.W_hy.dtype
         results = [*(_like(array.shape, array.dtype) for array in changed), _like((1,), dtype), _like((1,), jnp.int32)]
-        counts = jnp.stack([now, adam.count, finite.astype(jnp.int32)])
+        before = jnp.stack([now, adam.count, finite.astype(jnp.int32)])
         more = numbers(state, rate, hyper.weight_decay, rows, hyper.clip_value, hyper.clip_global_norm)
         call = targets.call("learn", dtype, results, {n: n for n in range(len(changed))})
-        *changed, norm, done = call(*changed, counts, more, *given, *of_table)
+        *changed, norm, done = call(*changed, before, more, *given, *of_table)
 
         end, structure = 3 * len(given), jax.tree.structure(trees[0])
         params, mu, nu = (jax.tree.unflatten(structure, changed[n:end:3]) for n in range(3))
@@ -62,7 +74,7 @@ def adam(optimizer: optimizers.Adam, has_table: bool) -> Table:
         memory = Memory(adam, Behind(since, drift, shrink, now + done[0]))
         return params._replace(input=p), memory, norm[0], finite
 
-    return Table(read, learn, tables.deferred(optimizer).settle if has_table else lambda state: state)
+    return Table(read, learn, settle if has_table else lambda state: state)
 
 
 def _like(shape, dtype):

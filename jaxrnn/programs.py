@@ -28,7 +28,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxrnn import fused, monitor, optimizers, tables
+from jaxrnn import fused, keys, monitor, optimizers, tables
 from jaxrnn.compiling import Compiler, Program
 from jaxrnn.layers import Rows, fold_in
 from jaxrnn.resuming import Log
@@ -75,10 +75,12 @@ def gather(data: Data, rows: Array, max_length: int) -> Batch:
     return Batch(inputs, length, data.target[rows], real.astype(jnp.float32))
 
 
-def make_update(model: Model, table: Table, factor: Callable, axis: str | None = None) -> Callable:
+def make_update(
+    model: Model, table: Table, factor: Callable, axis: str | None = None, drawn: Callable = lambda key: key
+) -> Callable:
     """update(state, hyper, batch) -> (state, Log of one step, finite). A step that is not finite changes nothing.
 
-    With an axis, `batch` is this device's share of the rows.
+    With an axis, `batch` is this device's share of the rows. `drawn` may give a key another way to the same numbers.
     """
 
     def total(tree):
@@ -90,7 +92,7 @@ def make_update(model: Model, table: Table, factor: Callable, axis: str | None =
 
     def update(state: TrainState, hyper: Hyper, batch: Batch):
         noise = Noise(hyper.dropout_rate, hyper.word_dropout_rate)
-        key = fold_in(state.key, state.step)
+        key = fold_in(drawn(state.key), state.step)
         key = key if axis is None else fold_in(key, lax.axis_index(axis))
         params, ids, found = state.params, None, None
         if model.has_table:
@@ -116,13 +118,13 @@ def make_update(model: Model, table: Table, factor: Callable, axis: str | None =
 
 
 def make_segment(update: Callable, settle: Callable, max_length: int) -> Callable:
-    """segment(state, hyper, data, order [S, B], begin, end, last) -> (state, Log [S], updates made).
+    """segment(state, hyper, data, order [S, B], begin, end, last) -> (state, the fields of Log [4, S], updates made).
 
     It stops before a bad update. If none came and `last` is true the state is settled: every parameter is up to date.
     """
 
     def segment(state, hyper, data, order, begin, end, last):
-        empty = Log(*(jnp.zeros(order.shape[0]) for _ in Log._fields))
+        empty = jnp.zeros((len(Log._fields), len(order)))
 
         def going(carry):
             s, _, _, finite = carry
@@ -131,7 +133,7 @@ def make_segment(update: Callable, settle: Callable, max_length: int) -> Callabl
         def one(carry):
             s, state, log, _ = carry
             state, now, finite = update(state, hyper, gather(data, order[s], max_length))
-            return s + 1, state, jax.tree.map(lambda whole, part: whole.at[s].set(part), log, now), finite
+            return s + 1, state, lax.dynamic_update_index_in_dim(log, jnp.stack(now), s, 1), finite
 
         s, state, log, finite = lax.while_loop(going, one, (begin, state, empty, jnp.array(True)))
         return lax.cond(last & finite, settle, lambda state: state, state), log, s - begin - ~finite
@@ -180,24 +182,26 @@ def build(
 
     `order` and `eval_order` are the shapes [S, B] of the orders that will be trained on and evaluated;
     B is a multiple of the number of devices. With `texts`, from `monitor.texts`, there is a fourth program: `readings`.
-    `in_c`: Adam, on one device, by the C code that `foreign.load` has loaded, unless its rows are to be dense.
+    `in_c`: on one device, random numbers by the C code that `foreign.load` has loaded, and Adam unless its rows are to
+    be dense.
     """
     began = time.perf_counter()
     devices = list(devices) if devices else jax.devices()[:1]
     axis = AXIS if len(devices) > 1 else None
     across = Mesh(np.array(devices), (AXIS,))
+    drawn, plain = (keys.in_c, keys.plain) if in_c and axis is None else (lambda key: key,) * 2
     in_c = in_c and axis is None and isinstance(optimizer, optimizers.Adam) and optimizer.rows != "dense"
     late = model.has_table and (in_c or _late(model, optimizer, order[1] * max_length))
     table = tables.deferred(optimizer, axis) if late else tables.dense(optimizer, axis)
     table = fused.adam(optimizer, model.has_table) if in_c else table
-    plain, optimizer = optimizer, tables.deferring(optimizer, order[0]) if late else optimizer
+    given, optimizer = optimizer, tables.deferring(optimizer, order[0]) if late else optimizer
 
     def init(seed, init_scale):
-        key_init, key_run = jax.random.split(jax.random.key(seed))
+        key_init, key_run = jax.random.split(drawn(jax.random.key(seed)))
         params = model.init(key_init, init_scale)
         if model.has_table:
             params = params._replace(input=_filled_up(params.input, len(devices)))
-        return TrainState(params, optimizer.init(params), jnp.int32(0), key_run)
+        return TrainState(params, optimizer.init(params), jnp.int32(0), plain(key_run))
 
     def number(dtype):
         return jax.ShapeDtypeStruct((), dtype)
@@ -207,7 +211,7 @@ def build(
     kept = kept._replace(input=P(axis)) if model.has_table else kept
     moments = state.optimizer.adam if late else state.optimizer
     memory = optax.tree.map_params(
-        partial(jax.eval_shape, plain.init), lambda _, spec: spec, moments, kept, transform_non_params=lambda _: P()
+        partial(jax.eval_shape, given.init), lambda _, spec: spec, moments, kept, transform_non_params=lambda _: P()
     )
     memory = tables.Memory(memory, tables.Behind(P(axis), P(), P(), P())) if late else memory
     spec = TrainState(kept, memory, P(), P())
@@ -228,7 +232,7 @@ def build(
     with Compiler() as compiler:
         segment = compiler.begin(
             traced(
-                make_segment(make_update(model, table, factor, axis), table.settle, max_length),
+                make_segment(make_update(model, table, factor, axis, drawn), table.settle, max_length),
                 (state, hyper, data, integers(*order), integers(), integers(), number(np.bool_)),
                 (spec, P(), P(), columns, P(), P(), P()),
                 (spec, P(), P()),
@@ -263,7 +267,7 @@ def build(
     )
     read = (lambda state: flow(state, *texts)) if texts is not None else None
     count = 3 if read is None else 4
-    return Programs(begin, segment, answers, data, shapes, eval_order, count, spent, placed, kept, plain, read)
+    return Programs(begin, segment, answers, data, shapes, eval_order, count, spent, placed, kept, given, read)
 
 
 def _shapes(model):

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-FUNCTIONS = ("forward", "backward", "read", "learn")
+FUNCTIONS = ("forward", "backward", "read", "learn", "settle", "threefry")
 
 _targets: dict[tuple[str, str], str] = {}  # ("forward", "float32") -> the name that jax knows the function by
 

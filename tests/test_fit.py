@@ -11,6 +11,7 @@ import jaxrnn
 from jaxrnn import fit, optimizers, resuming, tables
 from jaxrnn import programs as programs_of
 from jaxrnn.errors import NumericalError
+from jaxrnn.resuming import Log
 from jaxrnn.types import Batch, Corpus, Hyper, TrainState
 
 LENGTHS = (3, 1, 7, 5, 2, 7, 4, 6, 1, 3, 2)
@@ -54,7 +55,7 @@ def segments(programs, cuts, hyper=NUMBERS, order=ORDER, seed=0):
             state, ready(hyper), programs.data, order, np.int32(begin), np.int32(end), last
         )
         assert made == end - begin
-        losses.extend(np.asarray(log.loss)[begin:end])
+        losses.extend(Log(*np.asarray(log)).loss[begin:end])
         begin = end
     return SimpleNamespace(losses=losses, leaves=[np.array(leaf) for leaf in jax.tree.leaves(state[:3])])
 
@@ -117,8 +118,9 @@ def test_no_number_moves_to_the_host_inside_an_epoch(programs):
 def test_filler_rows_are_invisible(programs, corpus):
     quiet = NUMBERS._replace(dropout_rate=0.0, word_dropout_rate=0.0)
     padded = np.array([[0, -1, -1], [3, 1, -1], [-1, -1, -1]], np.int32)
-    logged = programs.segment(programs.init(np.uint32(0), np.float32(1)), ready(quiet), programs.data, padded,
-                              np.int32(0), np.int32(1), np.bool_(True))[1]  # fmt: skip
+    _, log, _ = programs.segment(programs.init(np.uint32(0), np.float32(1)), ready(quiet), programs.data, padded,
+                                 np.int32(0), np.int32(1), np.bool_(True))  # fmt: skip
+    logged = Log(*np.asarray(log))
     params = programs.init(np.uint32(0), np.float32(1)).params
     alone = fit.measure(programs, params, np.array([[0]], np.int32))["loss"]
     assert float(logged.loss[0]) == pytest.approx(alone, rel=1e-6)
@@ -159,7 +161,7 @@ def test_an_update_that_is_not_finite_is_refused_and_changes_nothing(programs):
     after, log, made = programs.segment(
         broken, ready(NUMBERS), programs.data, ORDER, np.int32(0), np.int32(3), np.bool_(True)
     )
-    assert made == 0 and np.asarray(log.weight)[1:].sum() == 0  # it stopped there
+    assert made == 0 and Log(*np.asarray(log)).weight[1:].sum() == 0  # it stopped there
     for one, other in zip(before, jax.tree.leaves(after[:3]), strict=True):
         np.testing.assert_array_equal(one, np.asarray(other))
     with pytest.raises(NumericalError, match=r"update 2 .* not finite"):

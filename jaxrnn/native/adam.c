@@ -4,7 +4,8 @@
    read    the places of the words that exist, sorted by id; the row of each, as it is after all updates so far
    learn   the global norm of the gradient, the clips, Adam; nothing is written if a number would not be finite
 
-   The work is that of the ids a batch holds, whatever the table holds. Every row and every piece of an array is one
+   and a third at the end of an epoch, settle: every row brought up to date. The work of the first two is that of the ids
+   a batch holds, whatever the table holds. Every row and every piece of an array is one
    thread's, and sums are taken in a fixed order: the bits do not depend on the number of threads. */
 
 #include <float.h>
@@ -226,6 +227,21 @@ static void write_task(void *given, int task) {
   }
 }
 
+static void settle_task(void *given, int task) {
+  Call *s = given;
+  int E = s->E, end = (task + 1) * IDS < s->V ? (task + 1) * IDS : s->V;
+  for (int id = task * IDS; id < end; id++) {
+    if (s->since[id] == s->now) continue;
+    size_t at = (size_t)id * E;
+    Behind b = behind(s, id);
+    for (int j = 0, n; (n = E - j) > 0; j += VW) {
+      vec m = load(s->mu + at + j, n), v = load(s->nu + at + j, n), p = load(s->table + at + j, n);
+      store(s->table + at + j, current(&b, p, m, v), n);
+      store(s->mu + at + j, b.m * m, n), store(s->nu + at + j, b.v * v, n);
+    }
+  }
+}
+
 /* Rows that this update passed by: see tables.py. */
 static void drift(Call *s) {
   real keep = 1 - s->rate * s->decay, ratio = s->b1 / sqrt(s->b2);
@@ -242,6 +258,11 @@ static XLA_FFI_Error *out_of_memory(const XLA_FFI_CallFrame *call) {
   return failed(call, "out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
 }
 
+/* The result that takes the place of an argument in memory. */
+static void *in_place(const XLA_FFI_CallFrame *call, int i, size_t bytes) {
+  if (result(call, i) != argument(call, i)) memcpy(result(call, i), argument(call, i), bytes);
+  return result(call, i);
+}
 /* table, mu, nu [V, E], since [V], drift, shrink [S + 1], counts [2] (updates of the epoch, of Adam), numbers [3] (b1, b2,
    eps), ids [T, B], length [B] -> x [T, B, E], place [T * B], first [T * B + 1], how many ids [1] */
 XLA_FFI_Error *jaxrnn_read(XLA_FFI_CallFrame *call) {
@@ -263,11 +284,23 @@ XLA_FFI_Error *jaxrnn_read(XLA_FFI_CallFrame *call) {
   return NULL;
 }
 
-/* The result that takes the place of an argument in memory. */
-static void *in_place(const XLA_FFI_CallFrame *call, int i, size_t bytes) {
-  if (result(call, i) != argument(call, i)) memcpy(result(call, i), argument(call, i), bytes);
-  return result(call, i);
+/* table, mu, nu, since, drift, shrink, counts, numbers as above -> the first six, in place */
+XLA_FFI_Error *jaxrnn_settle(XLA_FFI_CallFrame *call) {
+  if (ASKED_WHAT_IT_IS(call)) return described(call);
+  const int32_t *count = argument(call, 6);
+  const real *number = argument(call, 7);
+  int V = size(call, 0, 0), E = size(call, 0, 1), steps = size(call, 4, 0);
+  size_t wide = sizeof(real) * V * E;
+  Call s = {.V = V, .E = E, .now = count[0], .count = count[1], .b1 = number[0], .b2 = number[1], .eps = number[2],
+            .table = in_place(call, 0, wide), .mu = in_place(call, 1, wide), .nu = in_place(call, 2, wide),
+            .since = in_place(call, 3, sizeof(int32_t) * V), .drift = in_place(call, 4, sizeof(real) * steps),
+            .shrink = in_place(call, 5, sizeof(real) * steps)};
+  in_parallel(call, wide < 1 << 16 ? 1 : threads_of(call), (V + IDS - 1) / IDS, settle_task, &s);
+  memset(s.since, 0, sizeof(int32_t) * V), memset(s.drift, 0, sizeof(real) * steps);
+  for (int i = 0; i < steps; i++) s.shrink[i] = 1;
+  return NULL;
 }
+
 static size_t numbers_of(const XLA_FFI_CallFrame *call, int i) {
   size_t count = 1;
   XLA_FFI_Buffer *a = call->args.args[i];

@@ -110,7 +110,7 @@ def build(problem: Problem, *, count: int = 1, rows: str = "auto", unroll: str =
         state, _, _ = programs.segment(now[0], hyper, programs.data, next(epochs), np.int32(0), end, np.bool_(True))
         now[0] = jax.block_until_ready(state)
 
-    return Contestant(turn, int(end), [float(x) for x in np.asarray(log.loss)], programs.compile_seconds)
+    return Contestant(turn, int(end), [float(x) for x in np.asarray(log)[0]], programs.compile_seconds)
 
 
 def cell_of(problem: Problem):

@@ -1,0 +1,60 @@
+"""Random keys whose numbers the C code draws (native/threefry.c): bit for bit those of jax.random.
+
+A call of jax.random is some ten kernels of XLA:CPU, and it compiles each of them for 12 ms; in C it is one call. The
+keys of a state stay what they are: `in_c` is put around them inside of a compiled program, `plain` takes it off again.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrnn import targets
+from jaxrnn.types import Array
+
+
+def in_c(key: Array) -> Array:
+    """The key with the numbers of `key`, a key of jax's own Threefry, where `foreign.load` has loaded the C code."""
+    return jax.random.wrap_key_data(jax.random.key_data(key), impl=_implementation())
+
+
+def plain(key: Array) -> Array:
+    """The key that was given to `in_c`."""
+    return jax.random.wrap_key_data(jax.random.key_data(key), impl="threefry2x32")
+
+
+@functools.cache
+def _implementation() -> Any:
+    return jax.extend.random.define_prng_impl(
+        key_shape=(2,), seed=_seed, split=_split, random_bits=_bits, fold_in=_fold_in, name="jaxrnn_threefry", tag="c"
+    )
+
+
+def _drawn(key, start, *shape):
+    like = jax.ShapeDtypeStruct(shape, np.uint32)
+    (found,) = targets.call("threefry", "float32", [like])(key, jnp.asarray(start).astype(jnp.uint32).reshape(1))
+    return found
+
+
+def _seed(seed):
+    return jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
+
+
+def _split(key, shape):
+    return _drawn(key, 0, math.prod(shape), 2).reshape(*shape, 2)
+
+
+def _fold_in(key, number):
+    return _drawn(key, number, 1, 2).reshape(2)
+
+
+def _bits(key, width, shape):
+    count = math.prod(shape)
+    if width == 64:
+        high, low = jnp.moveaxis(_drawn(key, 0, count, 2).astype(jnp.uint64), 1, 0)
+        return (high << 32 | low).reshape(shape)
+    return _drawn(key, 0, count).astype(f"uint{width}").reshape(shape)
