@@ -1,9 +1,10 @@
-"""Programs that are compiled in the background, several at once, while their maker goes on.
+"""Programs that are traced and compiled in the background, several at once, while their maker goes on.
 
-XLA compiles without Python's lock: tracing the next program, and training with the first, take the time that the
-others need.
+XLA compiles without Python's lock and runs without it: tracing the next program, and training with the first, take the
+time that the others need.
 """
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -38,4 +39,8 @@ class Compiler:
 
     def begin(self, lowered: Any) -> Program:
         """`lowered` is a traced program, a jax.stages.Lowered."""
-        return Program(self._pool.submit(lowered.compile))
+        return self.later(lambda: lowered)
+
+    def later(self, trace: Callable[[], Any]) -> Program:
+        """For a program that nobody waits for yet: `trace` gives the Lowered, in the background too."""
+        return Program(self._pool.submit(lambda: trace().compile()))

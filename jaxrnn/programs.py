@@ -207,14 +207,14 @@ def build(
         return jax.ShapeDtypeStruct((), dtype)
 
     state = jax.eval_shape(init, number(np.uint32), number(np.float32))
-    kept = jax.tree.map(lambda _: P(), state.params)
-    kept = kept._replace(input=P(axis)) if model.has_table else kept
+    whole = jax.tree.map(lambda _: P(), state.params)
+    cut = whole._replace(input=P(axis)) if model.has_table else whole
     moments = state.optimizer.adam if late else state.optimizer
     memory = optax.tree.map_params(
-        partial(jax.eval_shape, given.init), lambda _, spec: spec, moments, kept, transform_non_params=lambda _: P()
+        partial(jax.eval_shape, given.init), lambda _, spec: spec, moments, cut, transform_non_params=lambda _: P()
     )
     memory = tables.Memory(memory, tables.Behind(P(axis), P(), P(), P())) if late else memory
-    spec = TrainState(kept, memory, P(), P())
+    spec = TrainState(cut, memory, P(), P())
     columns = P(None, axis)
     data = Data(*(jax.device_put(_aligned(part), NamedSharding(across, P())) for part in
                   (corpus.tokens, corpus.offset, corpus.target)))  # fmt: skip
@@ -241,11 +241,11 @@ def build(
         )
         shardings = jax.tree.map(partial(NamedSharding, across), (spec, P(), P()))
         begin = compiler.begin(jax.jit(init, out_shardings=shardings[0]).lower(number(np.uint32), number(np.float32)))
-        answers = compiler.begin(
-            traced(
+        answers = compiler.later(
+            lambda: traced(
                 make_answers(model, max_length, axis),
                 (state.params, data, integers(*eval_order), integers()),
-                (kept, P(), columns, P()),
+                (cut, P(), columns, P()),
                 (P(), columns),
             )
         )
@@ -255,7 +255,7 @@ def build(
             def readings(state, tokens, target):
                 return measured(table.settle(state).params, tokens, target)
 
-            flow = compiler.begin(jax.jit(readings, in_shardings=shardings).lower(state, *texts))
+            flow = compiler.later(lambda: jax.jit(readings, in_shardings=shardings).lower(state, *texts))
     begin.ready(), segment.ready()
     spent = time.perf_counter() - began
     shapes = _shapes(model)
