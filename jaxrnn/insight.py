@@ -150,8 +150,8 @@ def _bias(tree):
     return getattr(tree, "b_h", None)
 
 
-def saturation(cell: Cell, params, x: Array, before) -> Array | None:
-    """The share of units whose output hardly answers to any of their pre-activations, in one step from a state.
+def stuck(cell: Cell, params, x: Array, before) -> Array | None:
+    """Of each unit [H]: does its output hardly answer to any of its pre-activations, in one step from a state.
 
     For the vanilla cell |f'(h)| < SATURATED. None for a cell without a bias b_h of whole gates.
     """
@@ -159,7 +159,13 @@ def saturation(cell: Cell, params, x: Array, before) -> Array | None:
     slope = _bias(pull(jnp.ones_like(y))[0])
     if slope is None or slope.shape[0] % cell.output_size:
         return None
-    return jnp.mean(jnp.sum(jnp.abs(slope.reshape(-1, cell.output_size)), 0) < SATURATED)
+    return jnp.sum(jnp.abs(slope.reshape(-1, cell.output_size)), 0) < SATURATED
+
+
+def saturation(cell: Cell, params, x: Array, before) -> Array | None:
+    """The share of units that are stuck."""
+    units = stuck(cell, params, x, before)
+    return None if units is None else jnp.mean(units)
 
 
 def _difference(got, expected) -> Array:

@@ -9,33 +9,35 @@ loss, J_t = ds_t/ds_{t-1}, and d = 0 .. T - 1 the distance from the step read la
 Where the last state alone answers, c_d = n_d - n_0; where each state does, the head adds to g_t at every step, which is
 no growth. The rate of growth is the slope of c (see `flow`). Nothing is drawn at random and no state is changed: a run
 that is watched is the run that is not, bit for bit.
+
+What must be differentiated is compiled (see `gradients`). Norms, logarithms and means are taken here, by NumPy, where
+they compile nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from jaxrnn import flow, insight
-from jaxrnn.types import Array, Corpus, Model
+from jaxrnn.compiling import Program
+from jaxrnn.gradients import SMALLEST, Gradients
+from jaxrnn.types import Array, Corpus
 
 TEXTS = 16  # a quarter of a usual batch, so that a measurement costs one or two updates
 LONG = 0.9  # the texts begin at this quantile of the lengths: where gradients have far to go, outliers left out
 MOST_STEPS = 256
 MEASUREMENTS = 20  # of a run: enough for a picture; each costs one or two updates, so in 800 they are under 5 %
-SQUARINGS = 10  # ||W^1024||^(1/1024) is within 1 % of the spectral radius of 1,000 units
 
 
 class Reading(NamedTuple):
     """Of one layer and direction, in the order of the text."""
 
-    log_norm: Array  # mean ln ||g_t||, [T]; -inf where nothing arrives
-    log_factor: Array  # mean ln (||J_t^T g_t|| / ||g_t||), [T]
-    saturation: Array | None  # share of units, texts and steps (see `insight.saturation`)
-    spectral_radius: Array | None  # of W_hh
+    log_norm: np.ndarray  # mean ln ||g_t||, [T]; -inf where nothing arrives
+    log_factor: np.ndarray  # mean ln (||J_t^T g_t|| / ||g_t||), [T]
+    saturation: float | None  # share of units, texts and steps
+    spectral_radius: float | None  # of W_hh
 
 
 def period(asked: int | str | None, *, updates: int, epoch: int, early: bool) -> int | None:
@@ -60,70 +62,60 @@ def texts(corpus: Corpus) -> tuple[np.ndarray, np.ndarray] | None:
     return (tokens, corpus.target[rows]) if steps else None
 
 
-def make_readings(model: Model) -> Callable:
-    """readings(params, tokens [B, T], target [B]) -> a Reading for every layer and direction."""
-    parts = model.parts
-
-    def gradients(params, tokens, target):
-        def loss(tap):
-            logits, passes = insight.forward(parts, params, insight.look_up(parts, params, tokens), tap)
-            return insight.loss_of(parts, logits, target), passes
-
-        return jax.grad(loss, has_aux=True)(insight.taps(parts, params, len(tokens)))
-
-    def at_step(cell, params, x, before, grad_state):
-        """-> ||g_t||, ||J_t^T g_t|| / ||g_t||, saturation."""
-        size = _norm(grad_state)
-        _, pull = jax.vjp(lambda state: cell.step(params, state, x)[0], before)
-        (back,) = pull(jax.tree.map(lambda g: g / jnp.where(size > 0, size, 1), grad_state))
-        return size, _norm(back), insight.saturation(cell, params, x, before)
-
-    def reading(cell, params, run, grad_state):
-        each = jax.vmap(jax.vmap(lambda *here: at_step(cell, params, *here)))
-        size, factor, stiff = each(run.inputs, run.before, grad_state)  # [B, T]
-        W_hh = getattr(params, "W_hh", None)
-        return Reading(
-            _mean_log(size),
-            _mean_log(factor),
-            None if stiff is None else jnp.mean(stiff),
-            None if W_hh is None else spectral_radius(W_hh),
+def readings(found: Gradients) -> tuple[Reading, ...]:
+    """Of the directions of one layer."""
+    stuck = None if found.stuck is None else np.asarray(found.stuck)
+    with np.errstate(all="ignore"):  # an infinite gradient is left out of the record
+        size = _norms(found.grad)  # [T, K, B]
+        top = np.max([np.abs(leaf).reshape(*size.shape, -1).max(-1) for leaf in jax.tree.leaves(found.grad)], 0)
+        factor = _norms(found.back) * np.maximum(top, SMALLEST) / np.where(size > 0, size, 1)
+        norm, factor = _mean_log(size), _mean_log(factor)
+    return tuple(
+        Reading(
+            norm[:, way][:: -1 if way else 1],
+            factor[:, way][:: -1 if way else 1],
+            None if stuck is None else np.count_nonzero(stuck[:, way]) / stuck[:, way].size,
+            None if found.squares is None else spectral_radius(found.squares[:, way]),
         )
-
-    def readings(params, tokens, target):
-        grad_states, passes = jax.vmap(gradients, in_axes=(None, 0, 0))(params, tokens, target)
-        return insight.each(reading, parts.cells, insight.cell_params(parts, params), passes, grad_states)
-
-    return readings
+        for way in range(size.shape[1])
+    )
 
 
-def _norm(tree):
-    """Of all numbers of a tree; the square of 1e-30 is none, so they are scaled first."""
-    top = jnp.maximum(jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)])), 1e-37)
-    return top * jnp.sqrt(sum(jnp.sum(jnp.square(leaf / top)) for leaf in jax.tree.leaves(tree)))
+def _norms(states) -> np.ndarray:
+    """Of states [T, K, B, ...] in float64, where the square of no float32 is zero: [T, K, B]."""
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(states)]
+    rows = (leaf.reshape(*leaf.shape[:3], -1) for leaf in leaves)
+    return np.sqrt(sum(np.einsum("tkbn,tkbn->tkb", row, row) for row in rows))
 
 
-def _mean_log(norms):
-    """[B, T] -> [T]: over the texts where something arrives."""
+def _mean_log(norms: np.ndarray) -> np.ndarray:
+    """[T, K, B] -> [T, K]: over the texts where something arrives."""
     arrives = norms > 0
-    count = jnp.sum(arrives, 0)
-    mean = jnp.sum(jnp.log(jnp.where(arrives, norms, 1)), 0) / jnp.maximum(count, 1)
-    return jnp.where(count > 0, mean, -jnp.inf)
+    count = arrives.sum(-1)
+    mean = np.log(np.where(arrives, norms, 1)).sum(-1) / np.maximum(count, 1)
+    return np.where(count > 0, mean, -np.inf)
 
 
-def spectral_radius(W_hh: Array) -> Array:
-    """`flow.spectral_radius` by Gelfand's formula, lim ||W^k||^(1/k): products, where eigenvalues would be slow."""
-    blocks = W_hh.reshape(-1, W_hh.shape[1], W_hh.shape[1])
+def spectral_radius(squares: np.ndarray) -> float:
+    """`flow.spectral_radius` of W_hh by Gelfand's formula, where eigenvalues would be slow. Of each of k blocks,
 
-    def square(_, carry):
-        power, log_norm = carry  # W^k = exp(log_norm) power, and ||power|| = 1
-        power = power @ power
-        size = jnp.linalg.norm(power, axis=(1, 2), keepdims=True)
-        return power / jnp.maximum(size, 1e-30), 2 * log_norm + jnp.log(size)
+        rho = lim ||W^n||^(1/n) = prod_j s_j^(1 / 2^j)        s_0 = ||W||,  s_{j+1} = ||U_j U_j||,  U_j of norm 1
 
-    size = jnp.linalg.norm(blocks, axis=(1, 2), keepdims=True)
-    start = blocks / jnp.maximum(size, 1e-30), jnp.log(size)
-    _, log_norm = lax.fori_loop(0, SQUARINGS, square, start)
-    return jnp.exp(jnp.max(log_norm) / 2**SQUARINGS)
+    from the `squares` s_j^2, [J, k].
+    """
+    with np.errstate(divide="ignore"):
+        logs = np.log(np.asarray(squares, np.float64)) / 2.0 ** np.arange(1, len(squares) + 1)[:, None]
+    return float(np.exp(logs.sum(0).max()))
+
+
+class Measure(NamedTuple):
+    """measure(state) -> a Reading for every layer and direction, of a run's state and its texts."""
+
+    program: Program  # (state, tokens [T, B], target [B]) -> Gradients of every layer
+    texts: tuple[Array, Array]
+
+    def __call__(self, state: Any) -> tuple[tuple[Reading, ...], ...]:
+        return tuple(map(readings, self.program(state, *self.texts)))
 
 
 def record(readings: Any, step: int, epoch: int) -> dict[str, Any]:

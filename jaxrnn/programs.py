@@ -28,7 +28,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxrnn import fused, keys, monitor, optimizers, tables
+from jaxrnn import fused, gradients, keys, monitor, optimizers, tables
 from jaxrnn.compiling import Compiler, Program
 from jaxrnn.layers import Rows, fold_in
 from jaxrnn.resuming import Log
@@ -60,7 +60,7 @@ class Programs(NamedTuple):
     placed: TrainState  # shapes and shardings of the state on its devices
     kept: TrainState  # shapes of the state on disk: no filler rows, the key as its numbers
     optimizer: Any  # as it was given, without the memory of a deferred table
-    readings: Callable | None  # state -> how the gradient flows through the texts given, see `monitor`
+    readings: monitor.Measure | None  # how the gradient flows through the texts given
 
 
 def gather(data: Data, rows: Array, max_length: int) -> Batch:
@@ -192,8 +192,8 @@ def build(
     drawn, plain = (keys.in_c, keys.plain) if in_c and axis is None else (lambda key: key,) * 2
     in_c = in_c and axis is None and isinstance(optimizer, optimizers.Adam) and optimizer.rows != "dense"
     late = model.has_table and (in_c or _late(model, optimizer, order[1] * max_length))
-    table = tables.deferred(optimizer, axis) if late else tables.dense(optimizer, axis)
-    table = fused.adam(optimizer, model.has_table) if in_c else table
+    way = tables.deferred if late else tables.dense
+    table = fused.adam(optimizer, model.has_table) if in_c else way(optimizer, axis)
     given, optimizer = optimizer, tables.deferring(optimizer, order[0]) if late else optimizer
 
     def init(seed, init_scale):
@@ -250,10 +250,13 @@ def build(
             )
         )
         if texts is not None:
-            measured = monitor.make_readings(model)
+            measured, texts = gradients.make(model), (np.ascontiguousarray(texts[0].T), texts[1])
+            everywhere = table if axis is None else way(given)  # each device has all texts
 
             def readings(state, tokens, target):
-                return measured(table.settle(state).params, tokens, target)
+                length = jnp.full(len(target), len(tokens))
+                xs = everywhere.read(state, tokens, length)[0] if model.has_table else tokens
+                return measured(state.params, xs, target)
 
             flow = compiler.later(lambda: jax.jit(readings, in_shardings=shardings).lower(state, *texts))
     begin.ready(), segment.ready()
@@ -265,7 +268,7 @@ def build(
     kept = TrainState(
         shapes, jax.eval_shape(optimizer.init, shapes), state.step, jax.eval_shape(jax.random.key_data, state.key)
     )
-    read = (lambda state: flow(state, *texts)) if texts is not None else None
+    read = None if texts is None else monitor.Measure(flow, texts)
     count = 3 if read is None else 4
     return Programs(begin, segment, answers, data, shapes, eval_order, count, spent, placed, kept, given, read)
 

@@ -15,7 +15,7 @@ LAYER = {
     **dict.fromkeys(["activations", "initializers", "projection", "cells", "unroll"], NETWORK),
     **dict.fromkeys(["layers", "heads", "outputs", "model", "targets", "keys"], NETWORK),
     **dict.fromkeys(["fit", "programs", "compiling", "tables", "fused", "resuming", "optimizers"], LEARNING),
-    **dict.fromkeys(["population", "insight", "flow", "attribution", "monitor"], LEARNING),
+    **dict.fromkeys(["population", "insight", "flow", "attribution", "gradients", "monitor"], LEARNING),
     **dict.fromkeys(["config", "text", "data", "runs", "checkpoints"], WORLD),
     **dict.fromkeys(["history", "loggers", "plots", "baselines", "metrics", "sweeps"], WORLD),
     **dict.fromkeys(["settings", "vocabulary", "devices", "artefact", "foreign"], WORLD),
