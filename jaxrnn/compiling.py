@@ -20,6 +20,10 @@ class Program:
     def __call__(self, *arguments: Any) -> Any:
         return self.ready()(*arguments)
 
+    def done(self) -> bool:
+        """Would `ready` not wait."""
+        return self._compiling.done()
+
     def ready(self) -> Any:
         """What jax compiled."""
         return self._compiling.result()

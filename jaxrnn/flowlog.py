@@ -21,7 +21,7 @@ def period(settings: Settings, group: Group) -> int | None:
 
 
 def watched(reports: Iterable[Any], settings: Settings, group: Group, tell: Callable[[dict], None], fresh: bool) -> Any:
-    """The reports of `fit.fit`; `tell` is given the records on the way. `fresh`: this run starts at update 0."""
+    """The reports of `fit.fit`; `tell` is given the records on the way. `fresh`: update 0 is still to be told."""
     from jaxrnn import monitor
 
     programs, every = group.programs, period(settings, group)

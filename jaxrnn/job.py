@@ -146,7 +146,7 @@ def learn(
         flows.append(record)
         log.flow(record)
 
-    reports = flowlog.watched(reports, settings, group, tell, fresh=begin is None)
+    reports = flowlog.watched(reports, settings, group, tell, fresh=not flows and taken.bitwise)
     rows_seen = update_seconds = 0.0
     every, seconds = settings.checkpoint["every_steps"], settings.checkpoint["every_seconds"] or math.inf
     last, now = time.monotonic(), None

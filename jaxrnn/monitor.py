@@ -117,6 +117,10 @@ class Measure(NamedTuple):
     def __call__(self, state: Any) -> tuple[tuple[Reading, ...], ...]:
         return tuple(map(readings, self.program(state, *self.texts)))
 
+    def done(self) -> bool:
+        """Is it compiled: a measurement does not wait."""
+        return self.program.done()
+
 
 def record(readings: Any, step: int, epoch: int) -> dict[str, Any]:
     """{"step", "epoch", "flow": [...]}, per layer and direction: verdict, log_slope per step and the root mean square
@@ -160,17 +164,22 @@ def _number(value: Any) -> float | None:
 
 
 def watched(
-    reports: Iterable[Any], measure: Callable, every: int, tell: Callable[[dict], None], first: Callable | None
+    reports: Iterable[Any], measure: Measure, every: int, tell: Callable[[dict], None], first: Callable | None
 ) -> Iterator[Any]:
     """The same reports; `tell` gets a record at every multiple of `every`, before the report, and one of the end.
 
-    `measure(state)` gives the readings. `first()` is the state before the first update, where this run made it.
+    `first()` is the state before the first update, None where it has been told. As it can be made again at any time,
+    training does not wait for the compilation of `measure`: it is told before the first report that finds it done, and
+    at the latest before the next record, the end of an epoch, or an update that was refused. A run that is stopped
+    before that, and taken up, has still to tell it.
     """
     now, told = None, None
-    if first is not None:
-        tell(record(measure(first()), 0, 0))
     for now in reports:
-        if now.step % every == 0 and now.step != told:
+        due = now.step % every == 0 and now.step != told
+        if first and (due or now.valid or now.refused or measure.done()):
+            tell(record(measure(first()), 0, 0))
+            first = None
+        if due:
             tell(record(measure(now.state), now.step, now.epoch))
             told = now.step
         yield now

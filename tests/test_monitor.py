@@ -1,6 +1,9 @@
 """The flow of the gradient during training: what it measures, when, and that training does not feel it."""
 
 import json
+from functools import partial
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -121,15 +124,27 @@ def programs(corpus):  # noqa: F811
     ]  # fmt: skip
 
 
-def run(programs, every, start=None):
-    """-> the records, the last report, the losses of all updates."""
+class Late(NamedTuple):
+    """A measurement whose program is never compiled before it is waited for."""
+
+    measure: monitor.Measure
+
+    def __call__(self, state):
+        return self.measure(state)
+
+    def done(self):
+        return False
+
+
+def run(programs, every, start=None, told=0, measure=None):
+    """-> the records, what each report had to go on from, the losses of all updates. `told`: records so far."""
     order = np.pad(ORDER, ((0, 0), (0, 1)), constant_values=-1)
     records, losses = [], []
     reports = fit.fit(programs, NUMBERS, lambda e: np.roll(order, e, 0), VALID, seed=0, epochs=4, start=start,
-                      report_every=[every] if every else [])  # fmt: skip
+                      report_every=[1] if every else [])  # fmt: skip
     if every:
-        first = None if start else lambda: programs.init(np.uint32(0), np.float32(1))
-        reports = monitor.watched(reports, programs.readings, every, records.append, first)
+        first = None if told else lambda: programs.init(np.uint32(0), np.float32(1))
+        reports = monitor.watched(reports, measure or programs.readings, every, records.append, first)
     states = []
     for report in reports:
         losses.extend(report.log.loss.tolist())
@@ -147,11 +162,71 @@ def test_a_run_that_is_watched_is_the_run_that_is_not_bit_for_bit(programs):
         assert [(record["step"], record["epoch"]) for record in records] == [(0, 0), (5, 2), (10, 4), (12, 4)]
 
 
-def test_a_run_taken_up_anywhere_has_the_records_of_the_run_that_never_stopped(programs):
-    records, states, _ = run(programs[0], 2)
+@pytest.mark.parametrize("every", [2, 5])
+@pytest.mark.parametrize("late", [False, True], ids=["compiled", "late"])
+def test_a_run_taken_up_anywhere_has_the_records_of_the_run_that_never_stopped(programs, late, every):
+    """Also where the first measurement is not made yet, as its program is still being compiled."""
+    each = programs[0]
+    each.readings.program.ready()
+    expected, _, _ = run(each, every)
+    records, states, losses = run(each, every, measure=Late(each.readings) if late else None)
+    assert records == expected and losses == run(each, None)[2]
+    assert (states[0][2] == 0) == late
     for state, position, told in states[:-1]:
-        more, _, _ = run(programs[0], 2, start=(resuming.placed(programs[0], state), position))
+        more, _, _ = run(each, every, (resuming.placed(each, state), position), told)
         assert records[:told] + more == records
+
+
+def test_the_first_measurement_waits_for_its_program_and_nothing_waits_for_it():
+    class Measure:
+        compiled = False
+
+        def __call__(self, state):
+            return ((monitor.Reading(np.zeros(3), np.zeros(3), 0.0, 1.0),),)
+
+        def done(self):
+            return self.compiled
+
+    def steps(*reports, compiled_at=None):
+        """The updates that were told when each report came."""
+        measure, found, seen = Measure(), [], []
+
+        def news():
+            for step, valid, refused in reports:
+                measure.compiled = step == compiled_at
+                yield SimpleNamespace(step=step, epoch=1, state=step, valid=valid, refused=refused)
+
+        for _ in monitor.watched(news(), measure, 10, found.append, lambda: 0):
+            seen.append([record["step"] for record in found])
+        return seen
+
+    quiet = [(step, None, None) for step in (2, 4, 6)]
+    assert steps(*quiet) == [[], [], []]
+    assert steps(*quiet, compiled_at=4) == [[], [0], [0]]
+    assert steps(*quiet, (7, {"loss": 0.0}, None)) == [[], [], [], [0]]
+    assert steps(*quiet, (6, None, "an update")) == [[], [], [], [0]]
+    assert steps(*quiet, (10, None, None)) == [[], [], [], [0, 10]]
+
+
+def test_a_run_that_is_stopped_before_its_first_measurement_makes_it_when_it_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(monitor.Measure, "done", lambda measure: False)
+    monkeypatch.setattr(fit, "fit", partial(fit.fit, seconds_between=1e-9))  # a report after few updates
+    given = ["dataset.train_rows=800", "dataset.valid_rows=60", "dataset.test_rows=60", "hidden_size=8", "epochs=2"]
+    given += ["input.size=4", "batch_size=20", "plots=never", "flow.every_steps=30"]
+
+    def flows(name, halt=None):
+        job.run(config.compose([*given, f"hydra.run.dir={tmp_path / name}"]), loud=False, halt=halt)
+        return flows_of(tmp_path / name)
+
+    def flows_of(run):
+        return [record for record in runs.read_lines(run / "metrics.jsonl") if "flow" in record]
+
+    with pytest.raises(KeyboardInterrupt):
+        flows("stopped", halt=KeyboardInterrupt)
+    assert flows_of(tmp_path / "stopped") == []
+    expected = flows("whole")
+    assert [record["step"] for record in expected] == [0, 30, 60, 80]
+    assert flows("stopped") == expected
 
 
 def test_two_devices_measure_what_one_does(programs):
