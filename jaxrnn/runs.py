@@ -23,9 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrnn.checkpoints import (
-    arrays,
     commit,
-    packed,
     parsed,
     plain_size,
     read_file,
@@ -35,6 +33,7 @@ from jaxrnn.checkpoints import (
     write_synced,
 )
 from jaxrnn.errors import ArtefactError, BusyError, StorageError
+from jaxrnn.packing import Piece, arrays, packed
 
 ROOT = Path("runs")
 SEAL = "# sha256 of what stands above: "
@@ -182,14 +181,13 @@ class Saved(NamedTuple):
 
 
 def save_model(run: Path, saved: Saved) -> Path:
-    """Commit model/, in the place of the one there was, and open it again."""
-    content = {
-        "model.json": json.dumps(saved.settings, indent=1, ensure_ascii=False, allow_nan=False).encode(),
+    """Commit model/, in the place of the one there was."""
+    content: dict[str, list[Piece]] = {
+        "model.json": [json.dumps(saved.settings, indent=1, ensure_ascii=False, allow_nan=False).encode()],
         "params.safetensors": packed(saved.arrays),
-        "vocabulary.json": saved.vocabulary.encode(),
+        "vocabulary.json": [saved.vocabulary.encode()],
     }
     commit(run / "model", content, {})
-    load_model(run)
     return run / "model"
 
 

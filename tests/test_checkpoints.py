@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from jaxrnn import checkpoints, runs
 from jaxrnn.errors import ArtefactError, BusyError, StorageError
@@ -166,3 +167,42 @@ def test_lines_of_several_writers_stay_whole(tmp_path):
         file.write(b"\n{}\n")
     with pytest.raises(ArtefactError, match="not JSON"):
         list(runs.read_lines(path))
+
+
+KINDS = [np.bool_, np.int8, np.uint8, np.int16, np.uint16, np.float16, np.int32, np.uint32, np.float32]
+KINDS += [np.float64, np.int64, np.uint64]
+
+
+def test_arrays_are_packed_as_the_library_packs_them():
+    stream = np.random.default_rng(0)
+    named = {f"{kind.__name__}.ä\"{n}": stream.integers(0, 2, (3, n)).astype(kind) for kind in KINDS for n in (2, 5)}
+    named |= {"empty": np.zeros((0, 3), np.float32), "number": np.array(7, np.int32)}
+    named["across"] = named['float32.ä"5'].T
+    for held in (named, {}):
+        joined = {name: np.asarray(array, order="C") for name, array in held.items()}
+        assert b"".join(checkpoints.packed(held)) == safetensors.numpy.save(joined)
+
+
+@pytest.mark.parametrize("change", ["flip", "cut", "more", "gone", "link", "another"])
+def test_what_the_disk_does_not_hold_as_it_was_written_is_found_before_an_old_one_goes(run, monkeypatch, change):
+    real = checkpoints.sync_folder
+
+    def damaging(path):
+        real(path)
+        if path.name == "checkpoints":  # the new one has just got its name
+            file = folder(run, 40) / "state.safetensors"
+            content = file.read_bytes()
+            if change in ("flip", "cut", "more"):
+                flipped = content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+                file.write_bytes({"flip": flipped, "cut": content[:-1], "more": content + b"\0"}[change])
+            elif change == "another":
+                file.with_name("more").write_bytes(b"")
+            else:
+                file.unlink()
+                if change == "link":
+                    file.symlink_to(folder(run, 30) / "state.safetensors")
+
+    monkeypatch.setattr(checkpoints, "sync_folder", damaging)
+    with pytest.raises(ArtefactError):
+        checkpoints.save(run, checkpoint(40), keep=1)
+    assert checkpoints.load(run, 30).step == 30 and checkpoints.load(run, 20).step == 20
