@@ -1,5 +1,6 @@
 """Where a run computes, and what must stand before jax starts: XLA's flags, the platform, the compile cache."""
 
+import functools
 import importlib.metadata
 import importlib.util
 import mmap
@@ -173,6 +174,7 @@ def environment(devices: Sequence[Any], cache: Path | None) -> dict[str, Any]:
     }
 
 
+@functools.cache
 def version(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)

@@ -100,6 +100,15 @@ class Group:
         return int(training.argument_size_in_bytes + training.output_size_in_bytes + meanwhile)
 
     @cached_property
+    def checkpoint_bytes(self) -> int:
+        """Of a checkpoint's arrays: parameters, the optimizer's memory of them, the best parameters so far."""
+        import jax
+
+        params = jax.eval_shape(lambda: self.model.init(jax.random.key(0)))
+        leaves = jax.tree.leaves((params, jax.eval_shape(self.optimizer.init, params), params))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+    @cached_property
     def baselines(self) -> dict[str, Any]:
         """What the network must beat, on the test split."""
         from jaxrnn import baselines

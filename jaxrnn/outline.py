@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxrnn import devices, progress, runs
+from jaxrnn import devices, runs
 from jaxrnn.group import Group
 from jaxrnn.settings import Settings
 
@@ -41,7 +41,7 @@ def title(settings: Settings) -> str:
 def plan(settings: Settings, group: Group) -> str:
     """What a dry run prints: everything that is known before a folder is made and anything is compiled."""
     steps, updates = extent(settings, group)
-    size = progress.checkpoint_bytes(group)
+    size = group.checkpoint_bytes
     where = settings.directory or f"a new folder {runs.ROOT / settings.experiment}/"
     lines = [
         data(settings, group.encoded),

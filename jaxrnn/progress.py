@@ -110,18 +110,9 @@ def opened(settings: Settings, mark: dict[str, Any], folder: Path, say: Callable
     return taken
 
 
-def checkpoint_bytes(group: Group) -> int:
-    """Of a checkpoint's arrays: parameters, the optimizer's memory of them, the best parameters so far."""
-    import jax
-
-    params = jax.eval_shape(lambda: group.model.init(jax.random.key(0)))
-    leaves = jax.tree.leaves((params, jax.eval_shape(group.optimizer.init, params), params))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-
-
 def room(folder: Path, group: Group) -> None:
     """StorageError where the checkpoints to come would not fit: asked before compilation, not after hours."""
-    needed, free = int(ROOM * checkpoint_bytes(group)), shutil.disk_usage(folder).free
+    needed, free = int(ROOM * group.checkpoint_bytes), shutil.disk_usage(folder).free
     if free < needed:
         raise StorageError(
             f"{folder}: expected room for {ROOM} checkpoints, {needed:,} bytes, found {free:,} bytes free: make room, "

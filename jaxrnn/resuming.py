@@ -99,8 +99,10 @@ def spread(like: Any, tree: Any) -> Any:
     """A tree of numpy arrays on the devices that `like` names, filled up to its shapes."""
 
     def put(like, leaf):
-        full = np.zeros(like.shape, like.dtype)
-        full[tuple(map(slice, leaf.shape))] = leaf
+        full = leaf
+        if np.shape(leaf) != like.shape:
+            full = np.zeros(like.shape, like.dtype)
+            full[tuple(map(slice, leaf.shape))] = leaf
         return jax.device_put(full, like.sharding)
 
     return jax.tree.map(put, like, tree)
