@@ -6,6 +6,7 @@
 Jobs that differ in numbers only are a group, read and compiled once (see `group`).
 """
 
+import importlib
 import math
 import sys
 import threading
@@ -50,6 +51,7 @@ class Runner:
 
     def run(self, jobs: Sequence[tuple[int, Settings]], watch: Watch | None = None) -> list[Outcome]:
         """How each job ended, in their order; BusyError where the folder holds another job of that number."""
+        drawn = any(settings.plots == "auto" for _, settings in jobs)
         jobs = [(number, job.bare(settings)) for number, settings in jobs]
         found: dict[int, Outcome] = {}
         told = names(jobs, [entry.get("overrides") or [] for entry in self.entries.values()])
@@ -70,6 +72,8 @@ class Runner:
             self.entries[outcome.number].update(status=outcome.status, code=outcome.code)
             self.write()
             tell(told[outcome.number], outcome)
+            if drawn and len(jobs) - len(found) == self.room.cores - 1:  # what `conclude` needs, while others compute
+                threading.Thread(target=importlib.import_module, args=["matplotlib.figure"]).start()  # 0.6 s
 
         if watch and isinstance(self.launch, processes.Processes):
             raise ConfigurationError("jobs in other processes cannot be pruned: expected hydra/launcher=population")
