@@ -133,7 +133,8 @@ def _check_written(path: Path, pieces: Sequence[Piece]) -> None:
                 if file.readinto(again) != len(part) or again != part:
                     raise ArtefactError(f"{path} is damaged: it does not hold what was written")
             if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                with suppress(OSError):  # advice that is not taken costs nothing
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     except OSError as error:
         raise ArtefactError(f"{path}: {error.strerror}") from None
 
