@@ -63,8 +63,8 @@ def texts(corpus: Corpus) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def readings(found: Gradients) -> tuple[Reading, ...]:
-    """Of the directions of one layer."""
-    stuck = None if found.stuck is None else np.asarray(found.stuck)
+    """Of the directions of one layer, from numpy arrays."""
+    stuck = found.stuck
     with np.errstate(all="ignore"):  # an infinite gradient is left out of the record
         size = _norms(found.grad)  # [T, K, B]
         top = np.max([np.abs(leaf).reshape(*size.shape, -1).max(-1) for leaf in jax.tree.leaves(found.grad)], 0)
@@ -115,7 +115,8 @@ class Measure(NamedTuple):
     texts: tuple[Array, Array]
 
     def __call__(self, state: Any) -> tuple[tuple[Reading, ...], ...]:
-        return tuple(map(readings, self.program(state, *self.texts)))
+        found = jax.tree.map(np.asarray, self.program(state, *self.texts))  # jax would compile a program to index
+        return tuple(map(readings, found))
 
     def done(self) -> bool:
         """Is it compiled: a measurement does not wait."""

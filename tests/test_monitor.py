@@ -27,7 +27,8 @@ def measured(settings, change=None):
     params = drawn(jax.eval_shape(model.init, jax.random.key(0)), 0, jnp.float64)
     params = params if change is None else change(params)
     xs = insight.look_up(model.parts, params, TOKENS.T)
-    return model, params, tuple(map(monitor.readings, jax.jit(gradients.make(model))(params, xs, TARGET)))
+    found = jax.device_get(jax.jit(gradients.make(model))(params, xs, TARGET))
+    return model, params, tuple(map(monitor.readings, found))
 
 
 KINDS = [{"cell": name} for name in CELLS] + [
