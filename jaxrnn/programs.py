@@ -203,10 +203,10 @@ def build(
             params = params._replace(input=_filled_up(params.input, len(devices)))
         return TrainState(params, optimizer.init(params), jnp.int32(0), plain(key_run))
 
-    def number(dtype):
-        return jax.ShapeDtypeStruct((), dtype)
+    def like(dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype)
 
-    state = jax.eval_shape(init, number(np.uint32), number(np.float32))
+    state = jax.eval_shape(init, like(np.uint32), like(np.float32))
     whole = jax.tree.map(lambda _: P(), state.params)
     cut = whole._replace(input=P(axis)) if model.has_table else whole
     moments = state.optimizer.adam if late else state.optimizer
@@ -225,26 +225,23 @@ def build(
         shardings = [jax.tree.map(partial(NamedSharding, across), s) for s in (specs, out_specs)]
         return jax.jit(function, in_shardings=shardings[0], out_shardings=shardings[1], **settings).lower(*arguments)
 
-    def integers(*shape):
-        return jax.ShapeDtypeStruct(shape, np.int32)
-
-    hyper = Hyper(*(number(np.float32),) * len(Hyper._fields))
+    hyper = Hyper(*(like(np.float32),) * len(Hyper._fields))
     with Compiler() as compiler:
         segment = compiler.begin(
             traced(
                 make_segment(make_update(model, table, factor, axis, drawn), table.settle, max_length),
-                (state, hyper, data, integers(*order), integers(), integers(), number(np.bool_)),
+                (state, hyper, data, like(np.int32, *order), like(np.int32), like(np.int32), like(np.bool_)),
                 (spec, P(), P(), columns, P(), P(), P()),
                 (spec, P(), P()),
                 donate_argnums=0,
             )
         )
         shardings = jax.tree.map(partial(NamedSharding, across), (spec, P(), P()))
-        begin = compiler.begin(jax.jit(init, out_shardings=shardings[0]).lower(number(np.uint32), number(np.float32)))
+        begin = compiler.begin(jax.jit(init, out_shardings=shardings[0]).lower(like(np.uint32), like(np.float32)))
         answers = compiler.later(
             lambda: traced(
                 make_answers(model, max_length, axis),
-                (state.params, data, integers(*eval_order), integers()),
+                (state.params, data, like(np.int32, *eval_order), like(np.int32)),
                 (cut, P(), columns, P()),
                 (P(), columns),
             )
@@ -268,8 +265,7 @@ def build(
     kept = TrainState(
         shapes, jax.eval_shape(optimizer.init, shapes), state.step, jax.eval_shape(jax.random.key_data, state.key)
     )
-    read = None if texts is None else monitor.Measure(flow, texts)
-    count = 3 if read is None else 4
+    read, count = (None, 3) if texts is None else (monitor.Measure(flow, texts), 4)
     return Programs(begin, segment, answers, data, shapes, eval_order, count, spent, placed, kept, given, read)
 
 
