@@ -5,7 +5,7 @@ time that the others need.
 """
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 AT_ONCE = 2  # XLA deals the work of one program to all cores too, but not from its first to its last pass
@@ -34,6 +34,7 @@ class Compiler:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(AT_ONCE)
+        self._begun: list[Future[Any]] = []
 
     def __enter__(self) -> "Compiler":
         return self
@@ -42,9 +43,16 @@ class Compiler:
         self._pool.shutdown(wait=False)
 
     def begin(self, lowered: Any) -> Program:
-        """`lowered` is a traced program, a jax.stages.Lowered."""
-        return self.later(lambda: lowered)
+        """`lowered` is a traced program, a jax.stages.Lowered, that somebody waits for."""
+        self._begun.append(self._pool.submit(lowered.compile))
+        return Program(self._begun[-1])
 
     def later(self, trace: Callable[[], Any]) -> Program:
-        """For a program that nobody waits for yet: `trace` gives the Lowered, in the background too."""
-        return Program(self._pool.submit(lambda: trace().compile()))
+        """For a program that nobody waits for yet: `trace` gives the Lowered, when those that were begun are there."""
+        begun = list(self._begun)
+
+        def made() -> Any:
+            wait(begun)
+            return trace().compile()
+
+        return Program(self._pool.submit(made))

@@ -8,6 +8,7 @@ import os
 import platform
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,7 @@ def environment(devices: Sequence[Any], cache: Path | None) -> dict[str, Any]:
     packages = ("jaxrnn", "jax", "jaxlib", "optax", "numpy", "hydra-core", "safetensors")
     return {
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
-        "platform": platform.platform(),
+        "platform": f"{platform.system()}-{platform.release()}-{platform.machine()}",  # platform() asks a process
         "cores": cores(),
         "device": described(devices),
         "git_commit": _commit(),
@@ -176,6 +177,10 @@ def environment(devices: Sequence[Any], cache: Path | None) -> dict[str, Any]:
 
 @functools.cache
 def version(name: str) -> str | None:
+    """Of a package; a module that is there says it at once, its metadata are a file of up to 100 kB."""
+    known = getattr(sys.modules.get({"hydra-core": "hydra"}.get(name, name)), "__version__", None)
+    if known:
+        return known
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

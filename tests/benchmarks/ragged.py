@@ -65,8 +65,9 @@ def epoch(name: str, given, say) -> dict[str, Any]:
 def runs(root: Path, cores: int) -> dict[str, tuple[str, list[str]]]:
     """name -> the library it needs, the command without its seed."""
     ours = ["jaxrnn.train", "dataset=sst2", f"dataset.root={root}", "dataset.train=sentences", "batch_size=64",
-            "hidden_size=128", "input.size=128", "head=mean", "dropout_rate=0.5", "optimizer.learning_rate=1e-3",
-            "clip_global_norm=null", "patience=null", f"epochs={EPOCHS}"]  # fmt: skip
+            "hidden_size=128", "input.size=128", "head=mean", "bidirectional=false", "dropout_rate=0.5",
+            "word_dropout_rate=0", "optimizer.learning_rate=1e-3", "optimizer.weight_decay=0", "clip_global_norm=null",
+            "patience=null", f"epochs={EPOCHS}"]  # fmt: skip
     plain = [f"data={root}", f"epochs={EPOCHS}"]
     return {
         "ours": ("jax", ours),
