@@ -103,9 +103,9 @@ def spectral_radius(squares: np.ndarray) -> float:
 
     from the `squares` s_j^2, [J, k].
     """
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # the square of a weight beyond 1e19 is none
         logs = np.log(np.asarray(squares, np.float64)) / 2.0 ** np.arange(1, len(squares) + 1)[:, None]
-    return float(np.exp(logs.sum(0).max()))
+        return float(np.exp(logs.sum(0).max()))
 
 
 class Measure(NamedTuple):
