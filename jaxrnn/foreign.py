@@ -108,6 +108,7 @@ def _register(command: list[str], library: Path) -> None:
     held = ctypes.CDLL(str(library))
     dtype = "float64" if "-DDOUBLE" in command else "float32"
     targets.register(_mark(command), dtype, {name: getattr(held, f"jaxrnn_{name}") for name in targets.FUNCTIONS})
+    ctypes.c_int.in_dll(held, "jaxrnn_cores").value = devices.cores()
     _limits.append(ctypes.c_int.in_dll(held, "jaxrnn_threads"))
 
 

@@ -279,7 +279,7 @@ XLA_FFI_Error *jaxrnn_read(XLA_FFI_CallFrame *call) {
   sort(&s, result(call, 1), result(call, 2), (int32_t *)room);
   give_back(room);
   *(int32_t *)result(call, 3) = s.ids;
-  int threads = (size_t)s.ids * s.E < 1 << 14 ? 1 : threads_of(call);
+  int threads = (size_t)s.ids * s.E < 1 << 14 ? 1 : jaxrnn_cores;
   in_parallel(call, threads, tasks_of_ids(&s) + s.T, read_task, &s);
   return NULL;
 }
@@ -295,7 +295,7 @@ XLA_FFI_Error *jaxrnn_settle(XLA_FFI_CallFrame *call) {
             .table = in_place(call, 0, wide), .mu = in_place(call, 1, wide), .nu = in_place(call, 2, wide),
             .since = in_place(call, 3, sizeof(int32_t) * V), .drift = in_place(call, 4, sizeof(real) * steps),
             .shrink = in_place(call, 5, sizeof(real) * steps)};
-  in_parallel(call, wide < 1 << 16 ? 1 : threads_of(call), (V + IDS - 1) / IDS, settle_task, &s);
+  in_parallel(call, wide < 1 << 16 ? 1 : jaxrnn_cores, (V + IDS - 1) / IDS, settle_task, &s);
   memset(s.since, 0, sizeof(int32_t) * V), memset(s.drift, 0, sizeof(real) * steps);
   for (int i = 0; i < steps; i++) s.shrink[i] = 1;
   return NULL;
@@ -353,7 +353,7 @@ XLA_FFI_Error *jaxrnn_learn(XLA_FFI_CallFrame *call) {
       a->decay = ((XLA_FFI_Buffer *)call->args.args[3 * n])->rank > 1 ? s.decay : 0; /* biases do not decay */
     }
   tasks = s.pieces + tasks_of_ids(&s);
-  int threads = size_of_all + of_ids < 1 << 15 ? 1 : threads_of(call);
+  int threads = size_of_all + of_ids < 1 << 15 ? 1 : jaxrnn_cores;
 
   in_parallel(call, threads, tasks, square_task, &s);
   double square = 0, limited = 0;

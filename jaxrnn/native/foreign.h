@@ -65,7 +65,8 @@ static void forget(const XLA_FFI_CallFrame *call, XLA_FFI_Error *error) {
   call->api->XLA_FFI_Error_Destroy(&args);
 }
 
-extern atomic_int jaxrnn_threads; /* that a call may work with, the caller's included: the cores may have other jobs */
+extern int jaxrnn_cores; /* the threads that a call is divided for, which decides its bits: the caller's and helpers */
+extern atomic_int jaxrnn_threads; /* that it may work with now: the cores may have other jobs */
 
 static void in_parallel(const XLA_FFI_CallFrame *call, int threads, int count, void (*task)(void *, int), void *given) {
   int most = atomic_load(&jaxrnn_threads);
@@ -91,15 +92,6 @@ static void in_parallel(const XLA_FFI_CallFrame *call, int threads, int count, v
   for (int turn = 0; atomic_load(&s->done) < count; turn++)
     if (turn > 2000) sched_yield();
   if (atomic_fetch_sub(&s->users, 1) == 1) free(s);
-}
-
-static int threads_of(const XLA_FFI_CallFrame *call) {
-  int64_t count = 1;
-  XLA_FFI_ThreadPool_NumThreads_Args asked = {.struct_size = XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE,
-                                              .ctx = call->ctx, .num_threads = &count};
-  XLA_FFI_Error *refused = call->api->XLA_FFI_ThreadPool_NumThreads(&asked);
-  if (refused) forget(call, refused);
-  return refused || count < 1 ? 1 : (int)count;
 }
 
 typedef struct {

@@ -10,6 +10,7 @@
 
 #include "foreign.h"
 
+int jaxrnn_cores = 1;
 atomic_int jaxrnn_threads = 1 << 20;
 
 #if BYTES == 64 /* a register tile: most rows, vectors of each. Of 32 registers 24 hold sums */
@@ -472,7 +473,7 @@ static int opened(Call *s, const XLA_FFI_CallFrame *call, int backwards) {
   s->b = argument(call, 5), s->b_q = argument(call, 6);
   s->T = size(call, 1, 0), s->B = size(call, 1, 1), s->D = size(call, 3, 1), s->H = size(call, 4, 1);
   s->G = GATES[s->cell] * s->H, s->R = KEPT[s->cell] * s->H, s->A = ADJOINTS[s->cell] * s->H;
-  int threads = threads_of(call), most = s->B / 8 > 1 ? s->B / 8 : 1;
+  int threads = jaxrnn_cores, most = s->B / 8 > 1 ? s->B / 8 : 1;
   double work = 2.0 * s->B * s->T * s->G * (s->D + s->H);
   s->parts = work < 4e6 || threads == 1 ? 1 : threads < most ? threads : most;
   s->wide = filled(s->D);
