@@ -53,8 +53,8 @@ def basic(tasks: Sequence[Task], ended: Ended) -> None:
 
 def population(tasks: Sequence[Task], ended: Ended) -> None:
     """A polite stop is heard by every running job, which saves itself; those that wait do not start."""
-    # XLA deals the kernels of every update to a pool of threads and goes on where the last one ended. With a pool of one
-    # each job stays on its own thread: 64 jobs on SST-2 sentences 38.1 -> 35.9 s. Read when the CPU is first used.
+    # XLA deals the kernels of every update to a pool of threads and goes on where the last one ended. With a pool of
+    # one each job stays on its own thread: 64 jobs on SST-2 sentences 38.1 -> 36.5 s. Read when the CPU is first used.
     os.environ.setdefault("PJRT_NPROC", "1")
     stop: KeyboardInterrupt | None = None
     with ThreadPoolExecutor(devices.cores() + WRITING) as pool, command.put_off() as arrived:
