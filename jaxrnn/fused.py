@@ -1,9 +1,12 @@
-"""`tables` as three calls in C (native/adam.c): the norm, the clips and Adam for all parameters at once, in place.
+"""`tables` as calls in C (native/adam.c): the norm, the clips and Adam, or plain gradient descent, for all parameters
+at once, in place.
 
 XLA's way with a deferred table gathers, brings up to date and scatters a row for every place of the padded batch, some
 twenty passes over [T, B, E], and needs five small kernels for each other array. Here the work is that of the ids in the
 batch: each row is read once, its gradients are added up once. For one device, a CPU.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +17,35 @@ from jaxrnn.tables import Behind, Memory, Table
 from jaxrnn.types import Hyper, TrainState
 
 
+def update(optimizer: Any, has_table: bool) -> Table | None:
+    """The update of this optimizer in C; None where there is none."""
+    if isinstance(optimizer, optimizers.Adam) and optimizer.rows != "dense":
+        return adam(optimizer, has_table)
+    return descent() if isinstance(optimizer, optimizers.Descent) and not has_table else None
+
+
+def descent() -> Table:
+    """Plain gradient descent, for a model without a table."""
+
+    def read(state: TrainState, ids, length):
+        raise NotImplementedError("a table")
+
+    def learn(state: TrainState, gradients, found, ids, length, rows, rate, hyper: Hyper, finite):
+        params, structure = jax.tree.flatten(state.params)
+        counts = jnp.stack([jnp.int32(0), jnp.int32(0), finite.astype(jnp.int32)])
+        numbers = _numbers(params[0].dtype, np.zeros(3), _of(hyper, rate, rows))
+        params, norm, finite = _learned(params, counts, numbers, jax.tree.leaves(gradients))
+        return jax.tree.unflatten(structure, params), state.optimizer, norm, finite
+
+    return Table(read, learn, lambda state: state)
+
+
 def adam(optimizer: optimizers.Adam, has_table: bool) -> Table:
     """For a model with a table its state is that of `tables.deferring`."""
     constants = np.array([optimizer.b1, optimizer.b2, optimizer.eps])
 
-    def numbers(state: TrainState, *more):
-        dtype = state.params.W_hy.dtype
-        return jnp.concatenate([constants.astype(dtype), *(jnp.asarray(x, dtype)[None] for x in more)])
+    def numbers(state: TrainState, more=()):
+        return _numbers(state.params.W_hy.dtype, constants, more)
 
     def wide(state: TrainState):
         """What is kept of the table, as the C code takes it."""
@@ -57,24 +82,39 @@ def adam(optimizer: optimizers.Adam, has_table: bool) -> Table:
             trees = tuple(tree._replace(input=None) for tree in trees)
         *kept, given = map(jax.tree.leaves, trees)
         changed = [array for triple in zip(*kept, strict=True) for array in triple] + table
-        dtype = state.params.W_hy.dtype
-        results = [*(_like(array.shape, array.dtype) for array in changed), _like((1,), dtype), _like((1,), jnp.int32)]
         before = jnp.stack([now, adam.count, finite.astype(jnp.int32)])
-        more = numbers(state, rate, hyper.weight_decay, rows, hyper.clip_value, hyper.clip_global_norm)
-        call = targets.call("learn", dtype, results, {n: n for n in range(len(changed))})
-        *changed, norm, done = call(*changed, before, more, *given, *of_table)
+        more = numbers(state, _of(hyper, rate, rows))
+        changed, norm, finite = _learned(changed, before, more, [*given, *of_table])
 
         end, structure = 3 * len(given), jax.tree.structure(trees[0])
         params, mu, nu = (jax.tree.unflatten(structure, changed[n:end:3]) for n in range(3))
-        count, finite = adam.count + done[0], done[0] == 1
+        made = finite.astype(jnp.int32)
         if not has_table:
-            return params, adam._replace(count=count, mu=mu, nu=nu), norm[0], finite
+            return params, adam._replace(count=adam.count + made, mu=mu, nu=nu), norm, finite
         p, m, v, since, drift, shrink = changed[end:]
-        adam = adam._replace(count=count, mu=mu._replace(input=m), nu=nu._replace(input=v))
-        memory = Memory(adam, Behind(since, drift, shrink, now + done[0]))
-        return params._replace(input=p), memory, norm[0], finite
+        adam = adam._replace(count=adam.count + made, mu=mu._replace(input=m), nu=nu._replace(input=v))
+        memory = Memory(adam, Behind(since, drift, shrink, now + made))
+        return params._replace(input=p), memory, norm, finite
 
     return Table(read, learn, settle if has_table else lambda state: state)
+
+
+def _of(hyper: Hyper, rate, rows):
+    """What the C code asks of an update, after its constants."""
+    return rate, hyper.weight_decay, rows, hyper.clip_value, hyper.clip_global_norm
+
+
+def _numbers(dtype, constants, more):
+    return jnp.concatenate([constants.astype(dtype), *(jnp.asarray(x, dtype)[None] for x in more)])
+
+
+def _learned(changed, counts, numbers, given):
+    """-> what becomes of `changed`, in its place; the norm of the mean gradient; is all finite."""
+    results = [_like(array.shape, array.dtype) for array in changed]
+    results += [_like((1,), numbers.dtype), _like((1,), jnp.int32)]
+    call = targets.call("learn", numbers.dtype, results, {n: n for n in range(len(changed))})
+    *changed, norm, done = call(*changed, counts, numbers, *given)
+    return changed, norm[0], done[0] == 1
 
 
 def _like(shape, dtype):

@@ -112,7 +112,8 @@ def learn(
     began = time.perf_counter()
     programs = group.programs
     if not gc.isenabled():  # `train` starts without it; what there is by now stays
-        gc.freeze(), gc.enable()
+        gc.freeze()
+        gc.enable()
     summary |= {"device": devices.described(group.devices), "compile_seconds": time.perf_counter() - began, "steps": 0}
     summary |= {"parameters": sum(leaf.size for leaf in jax.tree.leaves(programs.shapes)), "bitwise": taken.bitwise}
     runs.write_json(folder / "environment.json", group.environment)

@@ -33,6 +33,8 @@ def transformation(name: str, **settings) -> optax.GradientTransformation:
             raise ConfigurationError(unknown(f"setting of optimizer {name}", key, arguments))
     if settings.get("momentum") == 0:
         settings["momentum"] = None  # a velocity that nothing remembers is not kept
+        if name == "sgd" and settings.keys() <= {"momentum", "nesterov"}:
+            return Descent(*make(learning_rate=1.0))
     if "weight_decay" in arguments:
         settings["weight_decay"] = 0.0  # the chain's own decay stands beside it, as an argument
     return make(learning_rate=1.0, **settings)
@@ -48,6 +50,13 @@ class Adam(NamedTuple):
     b2: float
     eps: float
     rows: str  # what becomes of an embedding table: dense or deferred, see `tables`
+
+
+class Descent(NamedTuple):
+    """`optax.sgd` at rate 1 without momentum: an optax transformation that can be known by its type."""
+
+    init: Callable
+    update: Callable
 
 
 def adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, rows: str = "dense") -> Adam:

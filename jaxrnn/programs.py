@@ -182,18 +182,18 @@ def build(
 
     `order` and `eval_order` are the shapes [S, B] of the orders that will be trained on and evaluated;
     B is a multiple of the number of devices. With `texts`, from `monitor.texts`, there is a fourth program: `readings`.
-    `in_c`: on one device, random numbers by the C code that `foreign.load` has loaded, and Adam unless its rows are to
-    be dense.
+    `in_c`: on one device, random numbers and the update by the C code that `foreign.load` has loaded (see `fused`).
     """
     began = time.perf_counter()
     devices = list(devices) if devices else jax.devices()[:1]
     axis = AXIS if len(devices) > 1 else None
     across = Mesh(np.array(devices), (AXIS,))
-    drawn, plain = (keys.in_c, keys.plain) if in_c and axis is None else (lambda key: key,) * 2
-    in_c = in_c and axis is None and isinstance(optimizer, optimizers.Adam) and optimizer.rows != "dense"
-    late = model.has_table and (in_c or _late(model, optimizer, order[1] * max_length))
+    in_c = in_c and axis is None
+    drawn, plain = (keys.in_c, keys.plain) if in_c else (lambda key: key,) * 2
+    fast = fused.update(optimizer, model.has_table) if in_c else None
+    late = model.has_table and (fast is not None or _late(model, optimizer, order[1] * max_length))
     way = tables.deferred if late else tables.dense
-    table = fused.adam(optimizer, model.has_table) if in_c else way(optimizer, axis)
+    table = fast or way(optimizer, axis)
     given, optimizer = optimizer, tables.deferring(optimizer, order[0]) if late else optimizer
 
     def init(seed, init_scale):

@@ -78,6 +78,21 @@ def test_the_c_code_is_jaxs_for_any_network(corpus, network):
     np.testing.assert_allclose(end.log.grad_norm, last.log.grad_norm, rtol=1e-4)
 
 
+@pytest.mark.skipif(no_kernel() is not None, reason=str(no_kernel()))
+def test_plain_descent_in_c_is_that_of_optax(corpus):
+    """With decay, both clips, a schedule and word dropout."""
+    ends = []
+    for in_c in (False, True):
+        model = jaxrnn.rnn(vocabulary_size=V, classes=2, input="one_hot", hidden_size=33, cell="gru")
+        rule = optimizers.transformation("sgd", momentum=0.0, nesterov=False)
+        ends.append(run(fit.build(model, rule, optimizers.linear, corpus, order=(STEPS, BATCH), eval_order=(2, BATCH),
+                                  max_length=8, in_c=in_c), NUMBERS._replace(learning_rate=0.1)))  # fmt: skip
+    (losses, params, last), (found, others, end) = ends
+    np.testing.assert_allclose(found, losses, rtol=2e-5)
+    np.testing.assert_allclose(end.log.grad_norm, last.log.grad_norm, rtol=1e-4)
+    assert distance(others, params) < 2e-4
+
+
 def test_two_devices_are_one(corpus, deferred):
     quiet = NUMBERS._replace(word_dropout_rate=0.0)
     losses, params, _ = run(deferred, quiet)

@@ -1,4 +1,4 @@
-/* One update of Adam, from the gradients of a batch to the parameters, as two calls: the formulas are those of
+/* One update of Adam, or of plain gradient descent, from the gradients of a batch to the parameters, as two calls: the formulas are those of
    tables.py (rows of an embedding table, brought up to date when they are read) and optimizers.py.
 
    read    the places of the words that exist, sorted by id; the row of each, as it is after all updates so far
@@ -162,8 +162,9 @@ static void square_task(void *given, int task) {
   s->square[2 * task] = total(square), s->square[2 * task + 1] = total(limited);
 }
 
+INLINE vec clipped(const Call *s, vec g) { return s->scale * bounded(g * s->share, -s->limit, s->limit); }
 INLINE void moments(const Call *s, vec g, vec *m, vec *v) {
-  g = s->scale * bounded(g * s->share, -s->limit, s->limit);
+  g = clipped(s, g);
   *m = s->b1 * *m + (1 - s->b1) * g;
   *v = s->b2 * *v + (1 - s->b2) * g * g;
 }
@@ -178,9 +179,14 @@ static void move_task(void *given, int task) {
   if (task < s->pieces) {
     Piece *a = s->piece + task;
     for (int j = 0, n; (n = a->size - j) > 0; j += VW) {
-      vec m = load(a->m + j, n), v = load(a->v + j, n), p = load(a->p + j, n);
-      moments(s, load(a->g + j, n), &m, &v);
-      p = moved(s, p, m, v, a->decay), wrong += 0 * p;
+      vec g = load(a->g + j, n), p = load(a->p + j, n);
+      if (a->m) {
+        vec m = load(a->m + j, n), v = load(a->v + j, n);
+        moments(s, g, &m, &v);
+        p = moved(s, p, m, v, a->decay);
+      } else
+        p -= s->rate * (clipped(s, g) + a->decay * p);
+      wrong += 0 * p;
       store(a->moved + j, p, n);
     }
   } else {
@@ -205,7 +211,7 @@ static void write_task(void *given, int task) {
   Call *s = given;
   if (task < s->pieces) {
     Piece *a = s->piece + task;
-    for (int j = 0, n; (n = a->size - j) > 0; j += VW) {
+    for (int j = 0, n; a->m && (n = a->size - j) > 0; j += VW) {
       vec m = load(a->m + j, n), v = load(a->v + j, n);
       moments(s, load(a->g + j, n), &m, &v);
       store(a->m + j, m, n), store(a->v + j, v, n);
@@ -308,14 +314,15 @@ static size_t numbers_of(const XLA_FFI_CallFrame *call, int i) {
   return count;
 }
 
-/* All that is changed comes first, argument n being result n: p, m, v of every array; of a table too: table, mu, nu, since,
+/* All that is changed comes first, argument n being result n: p, m, v of every array (p alone where m and v are not kept: plain
+   gradient descent, without a table); of a table too: table, mu, nu, since,
    drift, shrink. Then: counts [3] (..., is all finite so far), numbers [8] (..., rate, decay, rows, clips by value and by
    norm), the gradient of every array; of the table dL/dx [T, B, E], ids, place, first, how many.
    -> the first, in place; the norm of the mean gradient [1]; is all finite [1] */
 XLA_FFI_Error *jaxrnn_learn(XLA_FFI_CallFrame *call) {
   if (ASKED_WHAT_IT_IS(call)) return described(call);
   int changed = call->rets.size - 2, given = call->args.size - changed - 2; /* 3 arrays and arrays; with a table + 6, + 5 */
-  int has_table = (changed - given) % 2, arrays = has_table ? given - 5 : given;
+  int has_table = (changed - given) % 2, arrays = has_table ? given - 5 : given, each = changed > given ? 3 : 1;
   const int32_t *count = argument(call, changed);
   const real *number = argument(call, changed + 1);
   Call s = {.now = count[0], .count = count[1], .b1 = number[0], .b2 = number[1], .eps = number[2], .rate = number[3],
@@ -323,8 +330,8 @@ XLA_FFI_Error *jaxrnn_learn(XLA_FFI_CallFrame *call) {
   s.m_scale = 1 / (1 - pow(s.b1, s.count + 1)), s.v_scale = 1 / (1 - pow(s.b2, s.count + 1));
   size_t size_of_all = 0, pieces = 0;
   for (int n = 0; n < arrays; n++) {
-    size_t here = numbers_of(call, 3 * n);
-    for (int i = 0; i < 3; i++) in_place(call, 3 * n + i, sizeof(real) * here);
+    size_t here = numbers_of(call, each * n);
+    for (int i = 0; i < each; i++) in_place(call, each * n + i, sizeof(real) * here);
     size_of_all += here + VW, pieces += here / PIECE + 1;
   }
   if (has_table) {
@@ -345,12 +352,13 @@ XLA_FFI_Error *jaxrnn_learn(XLA_FFI_CallFrame *call) {
   s.sum = take(&room, sizeof(real) * of_ids), s.moved = take(&room, sizeof(real) * of_ids);
   real *to = take(&room, sizeof(real) * size_of_all);
   for (int n = 0; n < arrays; n++)
-    for (size_t from = 0, all = numbers_of(call, 3 * n); from < all; from += PIECE) {
+    for (size_t from = 0, all = numbers_of(call, each * n); from < all; from += PIECE) {
       Piece *a = s.piece + s.pieces++;
-      a->p = (real *)result(call, 3 * n) + from, a->m = (real *)result(call, 3 * n + 1) + from;
-      a->v = (real *)result(call, 3 * n + 2) + from, a->g = (real *)argument(call, changed + 2 + n) + from;
+      a->p = (real *)result(call, each * n) + from, a->g = (real *)argument(call, changed + 2 + n) + from;
+      a->m = each > 1 ? (real *)result(call, each * n + 1) + from : NULL;
+      a->v = each > 1 ? (real *)result(call, each * n + 2) + from : NULL;
       a->moved = to, a->size = all - from < PIECE ? all - from : PIECE, to += a->size;
-      a->decay = ((XLA_FFI_Buffer *)call->args.args[3 * n])->rank > 1 ? s.decay : 0; /* biases do not decay */
+      a->decay = ((XLA_FFI_Buffer *)call->args.args[each * n])->rank > 1 ? s.decay : 0; /* biases do not decay */
     }
   tasks = s.pieces + tasks_of_ids(&s);
   int threads = size_of_all + of_ids < 1 << 15 ? 1 : jaxrnn_cores;
