@@ -95,12 +95,17 @@ static void product(int M, int N, int K, const real *const *a, const real *b, re
 
 static int filled(int n) { return (n + VW - 1) / VW * VW; }
 
-/* b[K][filled(N)] = w[k * k_step + j * j_step], zero from N on, in panels of NR vectors */
+/* b[K][filled(N)] = w[k * k_step + j * j_step], zero from N on, in panels of NR vectors; one of the steps is 1 */
 static void pack(int K, int N, const real *w, int64_t k_step, int64_t j_step, real *b) {
   for (int col = 0; col < N; col += NR * VW) {
-    int left = N - col, width = left < NR * VW ? filled(left) : NR * VW;
-    for (int k = 0; k < K; k++, b += width)
-      for (int j = 0; j < width; j++) b[j] = j < left ? w[k * k_step + (col + j) * j_step] : 0;
+    int left = N - col, width = left < NR * VW ? filled(left) : NR * VW, real_ones = left < width ? left : width;
+    if (real_ones < width) memset(b, 0, sizeof(real) * K * width);
+    if (j_step == 1)
+      for (int k = 0; k < K; k++) memcpy(b + (size_t)k * width, w + k * k_step + col, sizeof(real) * real_ones);
+    else
+      for (int j = 0; j < real_ones; j++)
+        for (int k = 0; k < K; k++) b[(size_t)k * width + j] = w[k * k_step + (col + j) * j_step];
+    b += (size_t)K * width;
   }
 }
 
