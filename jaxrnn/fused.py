@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrnn import optimizers, targets
+from jaxrnn import optimizers, tables, targets
 from jaxrnn.tables import Behind, Memory, Table
 from jaxrnn.types import Hyper, TrainState
 
@@ -21,14 +21,11 @@ def update(optimizer: Any, has_table: bool) -> Table | None:
     """The update of this optimizer in C; None where there is none."""
     if isinstance(optimizer, optimizers.Adam) and optimizer.rows != "dense":
         return adam(optimizer, has_table)
-    return descent() if isinstance(optimizer, optimizers.Descent) and not has_table else None
+    return descent(optimizer) if isinstance(optimizer, optimizers.Descent) and not has_table else None
 
 
-def descent() -> Table:
-    """Plain gradient descent, for a model without a table."""
-
-    def read(state: TrainState, ids, length):
-        raise NotImplementedError("a table")
+def descent(optimizer: optimizers.Descent) -> Table:
+    """For a model without a table; its state is that of `tables.dense`."""
 
     def learn(state: TrainState, gradients, found, ids, length, rows, rate, hyper: Hyper, finite):
         params, structure = jax.tree.flatten(state.params)
@@ -37,7 +34,7 @@ def descent() -> Table:
         params, norm, finite = _learned(params, counts, numbers, jax.tree.leaves(gradients))
         return jax.tree.unflatten(structure, params), state.optimizer, norm, finite
 
-    return Table(read, learn, lambda state: state)
+    return tables.dense(optimizer)._replace(learn=learn)
 
 
 def adam(optimizer: optimizers.Adam, has_table: bool) -> Table:
