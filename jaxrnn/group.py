@@ -138,6 +138,7 @@ class Group:
 
 def prepare(settings: Settings, say: Callable[[str], None], encoded: text.Encoded | None = None) -> Group:
     """Read and number the rows, choose the device, put the network together. `encoded`: the rows, if they are there."""
+    devices.set_flags()
     if not_asked_for(settings) is None:
         foreign.begin()
     if encoded is None:

@@ -40,7 +40,6 @@ def run(
     several runs share, made here if it is not given. `halt` is asked after every report; without it signals are.
     """
     began = time.perf_counter()
-    devices.set_flags()
     say: Callable[[str], None] = print if loud else (lambda _: None)
     folder = folder or (Path(settings.directory) if settings.directory else None)
     with ExitStack() as held:

@@ -6,7 +6,7 @@ Configuration first, then data, then the run folder: a refusal before that leave
 import gc
 from collections.abc import Sequence
 
-from jaxrnn import command, config, devices, job, outline, planning, space
+from jaxrnn import command, config, job, outline, planning, space
 from jaxrnn.errors import ConfigurationError
 from jaxrnn.group import prepare
 
@@ -42,7 +42,6 @@ def main(arguments: Sequence[str]) -> int:
         return sweep(planning.planned(given.overrides, config_dir=given.config_dir))
     settings = config.compose(given.overrides, config_dir=given.config_dir)
     if settings.dry_run:
-        devices.set_flags()
         print(outline.plan(settings, prepare(settings, print)))
         return 0
     summary = job.run(settings)

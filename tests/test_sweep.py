@@ -86,6 +86,21 @@ def test_a_sweep_over_numbers_compiles_once_and_each_job_is_the_run_alone(tmp_pa
     assert sum(Path("s", str(n), "plots", "curves.png").exists() for n in range(4)) == 1
 
 
+def test_started_from_a_shell_too_a_job_is_the_run_alone():
+    """No flag of XLA is set by somebody else: a sweep computes with the program of a run, from one compile cache."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
+    environment |= {"XDG_CACHE_HOME": str(Path("cache").resolve()), "PYTHONPATH": str(ROOT)}
+    same = [*TINY, "dropout_rate=0.3", "flow.every_steps=0", "plots=never"]
+    alone = ["seed=1", "hydra.run.dir=alone"]
+    for words in (alone, ["-m", "seed=0,1", "hydra/launcher=population", "hydra.sweep.dir=all"]):
+        line = [sys.executable, "-m", "jaxrnn.train", *words, *same]
+        subprocess.run(line, env=environment, stdout=subprocess.DEVNULL, check=True)
+        programs = {path.name for path in Path("cache/jaxrnn/xla").glob("*-cache")}
+        assert len(programs) == 3, "the sweep compiled others"
+    model = "model/params.safetensors"
+    assert Path("alone", model).read_bytes() == Path("all/1", model).read_bytes()
+
+
 def test_jobs_measure_the_flow_of_the_gradient_only_where_it_is_asked_for(capsys):
     call("-m", *TINY, "seed=0,1", "hydra.sweep.dir=s", capsys=capsys)
     assert not any("flow" in record for record in records("s/0"))
