@@ -31,6 +31,12 @@ typedef struct {
   real decay;
 } Piece;
 
+/* What has become of a row that was last moved so many updates ago. */
+typedef struct {
+  int missed;
+  real drift, shrink, e, m, v;
+} Behind;
+
 typedef struct {
   int T, B, V, E, ids;                                /* `ids`: how many different ones */
   const int32_t *id, *length, *place, *first; /* id g stands at place[first[g]] .. place[first[g + 1] - 1] */
@@ -40,6 +46,7 @@ typedef struct {
   real b1, b2, eps, rate, decay, share, limit, scale, m_scale, v_scale; /* share: 1 / rows; m_scale: 1 / (1 - b1^n) */
   int now, count, pieces;
   Piece *piece;
+  const Behind *behind; /* of a row that stands at each update, or NULL */
   real *x, *sum, *moved, *square; /* `square`: two of each task */
   atomic_int wrong;
 } Call;
@@ -54,6 +61,20 @@ INLINE void store(real *to, vec x, int n) {
   if (n >= VW) *(vec *)to = x;
   else memcpy(to, &x, sizeof(real) * n);
 }
+/* `call` for the numbers [j, j + n) of so many: a vector, or what is left */
+#define VECTORS(size, call) \
+  do { \
+    const int all_of_them = size; \
+    int j = 0; \
+    for (; j + VW <= all_of_them; j += VW) { \
+      const int n = VW; \
+      call; \
+    } \
+    if (j < all_of_them) { \
+      const int n = all_of_them - j; \
+      call; \
+    } \
+  } while (0)
 INLINE vec root(vec x) {
   for (int i = 0; i < VW; i++) x[i] = ROOT(x[i]);
   return x;
@@ -91,19 +112,19 @@ static void sort(Call *s, int32_t *place, int32_t *first, int32_t *spare_place) 
   first[s->ids] = n;
 }
 
-/* What has become of a row that was last moved at `since`. */
-typedef struct {
-  int missed;
-  real drift, shrink, e, m, v;
-} Behind;
-
-static Behind behind(const Call *s, int id) {
-  int since = s->since[id], missed = s->now - since;
+static Behind standing(const Call *s, int since) {
+  int missed = s->now - since;
   if (!missed) return (Behind){0, 0, 1, 0, 1, 1};
   real first = s->count - s->now + since + 1;
   return (Behind){missed, s->drift[since], s->shrink[since], s->eps * sqrt((1 - pow(s->b2, first)) / s->b2),
                   pow(s->b1, missed), pow(s->b2, missed)};
 }
+/* As there are fewer updates than ids, powers are taken once for each update. */
+static void remember(Call *s, Behind *room) {
+  for (int n = 0; n <= s->now; n++) room[n] = standing(s, n);
+  s->behind = room;
+}
+static Behind behind(const Call *s, int id) { return s->behind ? s->behind[s->since[id]] : standing(s, s->since[id]); }
 INLINE vec current(const Behind *b, vec p, vec m, vec v) {
   if (b->missed) p = b->shrink * p - b->drift * m / (root(v) + b->e);
   return p;
@@ -112,6 +133,16 @@ INLINE vec current(const Behind *b, vec p, vec m, vec v) {
 static int tasks_of_ids(const Call *s) { return (s->ids + IDS - 1) / IDS; }
 static int end_of(const Call *s, int task) { return (task + 1) * IDS < s->ids ? (task + 1) * IDS : s->ids; }
 static int id_of(const Call *s, int g) { return s->id[s->place[s->first[g]]]; }
+#define AHEAD 2 /* ids of which a task asks for the rows before it comes to them */
+static void ask(const Call *s, int g) {
+  if (g >= s->ids) return;
+  size_t at = (size_t)id_of(s, g) * s->E;
+  prefetch(s->table + at, s->E), prefetch(s->mu + at, s->E), prefetch(s->nu + at, s->E);
+}
+
+INLINE void read_some(const Behind *b, const real *p, const real *m, const real *v, real *row, int n) {
+  store(row, current(b, load(p, n), load(m, n), load(v, n)), n);
+}
 
 static void read_task(void *given, int task) {
   Call *s = given;
@@ -126,9 +157,9 @@ static void read_task(void *given, int task) {
     size_t at = (size_t)id_of(s, g) * E;
     Behind b = behind(s, id_of(s, g));
     real *row = s->x + (size_t)s->place[s->first[g]] * E;
-    for (int j = 0; j < E; j += VW)
-      store(row + j, current(&b, load(s->table + at + j, E - j), load(s->mu + at + j, E - j),
-                             load(s->nu + at + j, E - j)), E - j);
+    if (g + AHEAD < s->ids) prefetch(s->table + (size_t)id_of(s, g + AHEAD) * E, E);
+    if (b.missed) VECTORS(E, read_some(&b, s->table + at + j, s->mu + at + j, s->nu + at + j, row + j, n));
+    else memcpy(row, s->table + at, sizeof(real) * E);
     for (int i = s->first[g] + 1; i < s->first[g + 1]; i++)
       memcpy(s->x + (size_t)s->place[i] * E, row, sizeof(real) * E);
   }
@@ -140,6 +171,12 @@ INLINE void squares(const Call *s, vec g, vec *square, vec *limited) {
   vec mean = bounded(g * s->share, -s->limit, s->limit);
   *square += g * g, *limited += mean * mean;
 }
+INLINE void sum_some(const Call *s, int g, int j, int n, vec *square, vec *limited) {
+  vec sum = {0};
+  for (int i = s->first[g]; i < s->first[g + 1]; i++) sum += load(s->gradient + (size_t)s->place[i] * s->E + j, n);
+  store(s->sum + (size_t)g * s->E + j, sum, n);
+  squares(s, sum, square, limited);
+}
 
 /* first: one gradient for each id, the sum over its places; squared norms */
 static void square_task(void *given, int task) {
@@ -147,17 +184,14 @@ static void square_task(void *given, int task) {
   vec square = {0}, limited = {0};
   if (task < s->pieces) {
     Piece *a = s->piece + task;
-    for (int j = 0; j < a->size; j += VW) squares(s, load(a->g + j, a->size - j), &square, &limited);
+    VECTORS(a->size, squares(s, load(a->g + j, n), &square, &limited));
   } else {
-    int E = s->E, ids = task - s->pieces;
-    for (int g = ids * IDS; g < end_of(s, ids); g++)
-      for (int j = 0; j < E; j += VW) {
-        vec sum = {0};
-        for (int i = s->first[g]; i < s->first[g + 1]; i++)
-          sum += load(s->gradient + (size_t)s->place[i] * E + j, E - j);
-        store(s->sum + (size_t)g * E + j, sum, E - j);
-        squares(s, sum, &square, &limited);
-      }
+    int ids = task - s->pieces;
+    for (int g = ids * IDS; g < end_of(s, ids); g++) {
+      for (int i = s->first[g + 1]; g + 1 < s->ids && i < s->first[g + 2]; i++)
+        prefetch(s->gradient + (size_t)s->place[i] * s->E, s->E);
+      VECTORS(s->E, sum_some(s, g, j, n, &square, &limited));
+    }
   }
   s->square[2 * task] = total(square), s->square[2 * task + 1] = total(limited);
 }
@@ -171,6 +205,36 @@ INLINE void moments(const Call *s, vec g, vec *m, vec *v) {
 INLINE vec moved(const Call *s, vec p, vec m, vec v, real decay) {
   return p - s->rate * (m * s->m_scale / (root(v * s->v_scale) + s->eps) + decay * p);
 }
+INLINE void descend_some(const Call *s, const Piece *a, int j, int n, vec *wrong) {
+  vec p = load(a->p + j, n);
+  p -= s->rate * (clipped(s, load(a->g + j, n)) + a->decay * p), *wrong += 0 * p;
+  store(a->moved + j, p, n);
+}
+INLINE void move_some(const Call *s, const Piece *a, int j, int n, vec *wrong) {
+  vec m = load(a->m + j, n), v = load(a->v + j, n);
+  moments(s, load(a->g + j, n), &m, &v);
+  vec p = moved(s, load(a->p + j, n), m, v, a->decay);
+  *wrong += 0 * p;
+  store(a->moved + j, p, n);
+}
+INLINE void remember_some(const Call *s, const Piece *a, int j, int n) {
+  vec m = load(a->m + j, n), v = load(a->v + j, n);
+  moments(s, load(a->g + j, n), &m, &v);
+  store(a->m + j, m, n), store(a->v + j, v, n);
+}
+/* the same of a row of the table, which stands at `at` there and at `to` among the gradients */
+INLINE void move_row(const Call *s, const Behind *b, size_t at, size_t to, int n, vec *wrong) {
+  vec m = load(s->mu + at, n), v = load(s->nu + at, n), p = current(b, load(s->table + at, n), m, v);
+  m *= b->m, v *= b->v;
+  moments(s, load(s->sum + to, n), &m, &v);
+  p = moved(s, p, m, v, s->decay), *wrong += 0 * p;
+  store(s->moved + to, p, n);
+}
+INLINE void remember_row(const Call *s, const Behind *b, size_t at, size_t to, int n) {
+  vec m = b->m * load(s->mu + at, n), v = b->v * load(s->nu + at, n);
+  moments(s, load(s->sum + to, n), &m, &v);
+  store(s->mu + at, m, n), store(s->nu + at, v, n);
+}
 
 /* second: where every parameter goes, and whether that is finite */
 static void move_task(void *given, int task) {
@@ -178,29 +242,15 @@ static void move_task(void *given, int task) {
   vec wrong = {0}; /* NaN where a number is not finite */
   if (task < s->pieces) {
     Piece *a = s->piece + task;
-    for (int j = 0, n; (n = a->size - j) > 0; j += VW) {
-      vec g = load(a->g + j, n), p = load(a->p + j, n);
-      if (a->m) {
-        vec m = load(a->m + j, n), v = load(a->v + j, n);
-        moments(s, g, &m, &v);
-        p = moved(s, p, m, v, a->decay);
-      } else
-        p -= s->rate * (clipped(s, g) + a->decay * p);
-      wrong += 0 * p;
-      store(a->moved + j, p, n);
-    }
+    if (a->m) VECTORS(a->size, move_some(s, a, j, n, &wrong));
+    else VECTORS(a->size, descend_some(s, a, j, n, &wrong));
   } else {
     int E = s->E, ids = task - s->pieces;
     for (int g = ids * IDS; g < end_of(s, ids); g++) {
       size_t at = (size_t)id_of(s, g) * E, to = (size_t)g * E;
       Behind b = behind(s, id_of(s, g));
-      for (int j = 0, n; (n = E - j) > 0; j += VW) {
-        vec m = load(s->mu + at + j, n), v = load(s->nu + at + j, n), p = load(s->table + at + j, n);
-        p = current(&b, p, m, v), m *= b.m, v *= b.v;
-        moments(s, load(s->sum + to + j, n), &m, &v);
-        p = moved(s, p, m, v, s->decay), wrong += 0 * p;
-        store(s->moved + to + j, p, n);
-      }
+      ask(s, g + AHEAD);
+      VECTORS(E, move_row(s, &b, at + j, to + j, n, &wrong));
     }
   }
   if (total(wrong) != 0) atomic_store(&s->wrong, 1);
@@ -211,11 +261,7 @@ static void write_task(void *given, int task) {
   Call *s = given;
   if (task < s->pieces) {
     Piece *a = s->piece + task;
-    for (int j = 0, n; a->m && (n = a->size - j) > 0; j += VW) {
-      vec m = load(a->m + j, n), v = load(a->v + j, n);
-      moments(s, load(a->g + j, n), &m, &v);
-      store(a->m + j, m, n), store(a->v + j, v, n);
-    }
+    if (a->m) VECTORS(a->size, remember_some(s, a, j, n));
     memcpy(a->p, a->moved, sizeof(real) * a->size);
     return;
   }
@@ -223,16 +269,18 @@ static void write_task(void *given, int task) {
   for (int g = ids * IDS; g < end_of(s, ids); g++) {
     size_t at = (size_t)id_of(s, g) * E, to = (size_t)g * E;
     Behind b = behind(s, id_of(s, g));
-    for (int j = 0, n; (n = E - j) > 0; j += VW) {
-      vec m = b.m * load(s->mu + at + j, n), v = b.v * load(s->nu + at + j, n);
-      moments(s, load(s->sum + to + j, n), &m, &v);
-      store(s->mu + at + j, m, n), store(s->nu + at + j, v, n);
-    }
+    ask(s, g + AHEAD);
+    VECTORS(E, remember_row(s, &b, at + j, to + j, n));
     memcpy(s->table + at, s->moved + to, sizeof(real) * E);
     s->since[id_of(s, g)] = s->now + 1;
   }
 }
 
+INLINE void settle_some(const Behind *b, real *p, real *m, real *v, int n) {
+  vec mean = load(m, n), square = load(v, n);
+  store(p, current(b, load(p, n), mean, square), n);
+  store(m, b->m * mean, n), store(v, b->v * square, n);
+}
 static void settle_task(void *given, int task) {
   Call *s = given;
   int E = s->E, end = (task + 1) * IDS < s->V ? (task + 1) * IDS : s->V;
@@ -240,11 +288,7 @@ static void settle_task(void *given, int task) {
     if (s->since[id] == s->now) continue;
     size_t at = (size_t)id * E;
     Behind b = behind(s, id);
-    for (int j = 0, n; (n = E - j) > 0; j += VW) {
-      vec m = load(s->mu + at + j, n), v = load(s->nu + at + j, n), p = load(s->table + at + j, n);
-      store(s->table + at + j, current(&b, p, m, v), n);
-      store(s->mu + at + j, b.m * m, n), store(s->nu + at + j, b.v * v, n);
-    }
+    VECTORS(E, settle_some(&b, s->table + at + j, s->mu + at + j, s->nu + at + j, n));
   }
 }
 
@@ -280,13 +324,14 @@ XLA_FFI_Error *jaxrnn_read(XLA_FFI_CallFrame *call) {
             .b1 = number[0], .b2 = number[1], .eps = number[2], .id = argument(call, 8), .length = argument(call, 9),
             .V = size(call, 0, 0), .E = size(call, 0, 1), .T = size(call, 8, 0), .B = size(call, 8, 1)};
   s.x = result(call, 0), s.place = result(call, 1), s.first = result(call, 2);
-  char *room = room_for(sizeof(int32_t) * s.T * s.B);
+  char *room = room_for(sizeof(int32_t) * s.T * s.B + sizeof(Behind) * (s.now + 1));
   if (!room) return out_of_memory(call);
   sort(&s, result(call, 1), result(call, 2), (int32_t *)room);
-  give_back(room);
+  if (s.now < s.ids) remember(&s, (Behind *)room);
   *(int32_t *)result(call, 3) = s.ids;
   int threads = (size_t)s.ids * s.E < 1 << 14 ? 1 : jaxrnn_cores;
   in_parallel(call, threads, tasks_of_ids(&s) + s.T, read_task, &s);
+  give_back(room);
   return NULL;
 }
 
@@ -345,12 +390,14 @@ XLA_FFI_Error *jaxrnn_learn(XLA_FFI_CallFrame *call) {
     s.first = argument(call, from + 3), s.ids = *(int32_t *)argument(call, from + 4);
   }
   size_t of_ids = (size_t)s.ids * s.E, tasks = pieces + tasks_of_ids(&s);
-  char *at = room_for(sizeof(Piece) * pieces + sizeof(real) * (size_of_all + 2 * of_ids + 2 * tasks) + 64 * 8);
+  char *at = room_for(sizeof(Piece) * pieces + sizeof(real) * (size_of_all + 2 * of_ids + 2 * tasks) +
+                      sizeof(Behind) * (s.now + 1) + 64 * 8);
   if (!at) return out_of_memory(call);
   Room room = {at};
   s.piece = take(&room, sizeof(Piece) * pieces), s.square = take(&room, sizeof(real) * 2 * tasks);
   s.sum = take(&room, sizeof(real) * of_ids), s.moved = take(&room, sizeof(real) * of_ids);
   real *to = take(&room, sizeof(real) * size_of_all);
+  if (s.now < s.ids) remember(&s, take(&room, sizeof(Behind) * (s.now + 1)));
   for (int n = 0; n < arrays; n++)
     for (size_t from = 0, all = numbers_of(call, each * n); from < all; from += PIECE) {
       Piece *a = s.piece + s.pieces++;

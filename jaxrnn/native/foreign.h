@@ -11,6 +11,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
+
 #include "xla/ffi/api/c_api.h"
 
 #ifdef DOUBLE /* for tests, which ask for nine digits */
@@ -35,9 +39,25 @@ typedef whole ivec __attribute__((vector_size(sizeof(real) * VW), aligned(sizeof
 
 INLINE vec where(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
 INLINE vec all(real x) { return (vec){0} + x; }
-INLINE vec bounded(vec x, real low, real high) { /* NaN stays NaN */
-  x = where(x < all(low), all(low), x);
-  return where(x > all(high), all(high), x);
+/* NaN stays NaN: so the processor's own least and largest do it, which give their second where one of two is NaN */
+#if defined(__AVX512F__) && !defined(DOUBLE)
+#define LARGER(low, x) (vec) _mm512_max_ps((__m512)(low), (__m512)(x))
+#define SMALLER(high, x) (vec) _mm512_min_ps((__m512)(high), (__m512)(x))
+#elif defined(__AVX__) && !defined(DOUBLE)
+#define LARGER(low, x) (vec) _mm256_max_ps((__m256)(low), (__m256)(x))
+#define SMALLER(high, x) (vec) _mm256_min_ps((__m256)(high), (__m256)(x))
+#else
+#define LARGER(low, x) where((x) < (low), low, x)
+#define SMALLER(high, x) where((x) > (high), high, x)
+#endif
+INLINE vec bounded(vec x, real low, real high) {
+  x = LARGER(all(low), x);
+  return SMALLER(all(high), x);
+}
+
+/* n numbers that will be asked for soon, where the processor does not foresee it: rows that lie apart */
+INLINE void prefetch(const real *row, int n) {
+  for (int j = 0; j < n; j += 64 / (int)sizeof(real)) __builtin_prefetch(row + j);
 }
 
 /* ---- work shared by threads ----------------------------------------------------------------------------------- */

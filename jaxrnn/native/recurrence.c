@@ -358,7 +358,10 @@ static void forward_part(void *given, int p) {
     int rows = chunk(&part, first, &end, s->reverse), m = 0;
     for (int step = first; step < end; step++) {
       int t = s->reverse ? part.T - 1 - step : step;
-      for (int i = 0; i < part.alive[t]; i++) a[m++] = s->x + index_of(s, t, part.row[i]) * (s->D ? s->D : G);
+      for (int i = 0; i < part.alive[t]; i++) {
+        a[m] = s->x + index_of(s, t, part.row[i]) * (s->D ? s->D : G);
+        prefetch(a[m++], s->D ? s->D : G);
+      }
     }
     if (s->D) product(rows, G, s->D, a, s->packed_x, z, SET, s->b);
     else
@@ -418,6 +421,7 @@ static void backward_part(void *given, int p) {
         size_t at = index_of(s, t, part.row[i]), then = index_of(s, before_of(s, t), part.row[i]);
         x[m + i] = s->x + at * of_x, dx[m + i] = s->dx + at * of_x;
         h[m + i] = i < old ? s->ys + then * H : s->zeros;
+        prefetch(x[m + i], of_x), prefetch(h[m + i], H);
         const real *c_before = cell == LSTM && i < old ? s->kept + then * s->R + 4 * H : s->zeros;
         if (s->g_ys) EACH(H) AT(back[i] + j) += GET(s->g_ys + at * H + j);
         backward_cell(cell, f, H, s->ys + at * H, s->kept + at * s->R, h[m + i], c_before, back[i], gc + (size_t)i * H,
