@@ -168,8 +168,10 @@ static void read_task(void *given, int task) {
 /* ---- an update, in three passes over pieces of arrays and ids --------------------------------------------------- */
 
 INLINE void squares(const Call *s, vec g, vec *square, vec *limited) {
+  *square += g * g;
+  if (isinf(s->limit)) return;
   vec mean = bounded(g * s->share, -s->limit, s->limit);
-  *square += g * g, *limited += mean * mean;
+  *limited += mean * mean;
 }
 INLINE void sum_some(const Call *s, int g, int j, int n, vec *square, vec *limited) {
   vec sum = {0};

@@ -20,7 +20,12 @@ atomic_int jaxrnn_threads = 1 << 20;
 #define MR 6
 #define NR 2
 #endif
+#define LOOSE 16 /* rows of all steps for which weights are not packed */
 #define CHUNK 128 /* rows of the products over several steps: their operands stay in the second cache */
+
+#define AT(p) (*(vec *)(p))
+#define GET(p) (*(const vec *)(p))
+#define EACH(H) for (int j = 0; j < (H); j += VW)
 
 /* ---- products ------------------------------------------------------------------------------------------------- */
 
@@ -101,12 +106,74 @@ static void pack(int K, int N, const real *w, int64_t k_step, int64_t j_step, re
     int left = N - col, width = left < NR * VW ? filled(left) : NR * VW, real_ones = left < width ? left : width;
     if (real_ones < width) memset(b, 0, sizeof(real) * K * width);
     if (j_step == 1)
-      for (int k = 0; k < K; k++) memcpy(b + (size_t)k * width, w + k * k_step + col, sizeof(real) * real_ones);
+      for (int k = 0; k < K; k++) {
+        const real *from = w + k * k_step + col;
+        real *to = b + (size_t)k * width;
+        int j = 0;
+        for (; j + VW <= real_ones; j += VW) AT(to + j) = GET(from + j);
+        if (j < real_ones) memcpy(to + j, from + j, sizeof(real) * (real_ones - j));
+      }
     else
       for (int j = 0; j < real_ones; j++)
         for (int k = 0; k < K; k++) b[(size_t)k * width + j] = w[k * k_step + (col + j) * j_step];
     b += (size_t)K * width;
   }
+}
+
+/* The same for a row or two, with weights as they lie: packing them would take longer than the product. */
+#define WIDE 8 /* sums at once: fewer would wait for each other */
+
+/* to[j] = the sum of the numbers of sum[j] */
+INLINE void totals(const vec *sum, real *to) {
+#if defined(__AVX__) && !defined(DOUBLE)
+  __m256 x[WIDE];
+#pragma GCC unroll 8
+  for (int j = 0; j < WIDE; j++)
+#if BYTES == 64
+    x[j] = _mm256_add_ps(_mm512_castps512_ps256((__m512)sum[j]), _mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)sum[j], 1)));
+#else
+    x[j] = (__m256)sum[j];
+#endif
+  __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+  __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
+  _mm256_storeu_ps(to, _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)));
+#else
+  for (int j = 0; j < WIDE; j++) {
+    to[j] = 0;
+    for (int i = 0; i < VW; i++) to[j] += sum[j][i];
+  }
+#endif
+}
+
+/* c[N] (+)= w a, w [N][K]; N is a multiple of WIDE, K of VW or zeros follow `a` */
+static void dots(int N, int K, const real *a, const real *w, real *c, int mode, const real *bias) {
+  for (int j = 0; j < N; j += WIDE, w += (size_t)WIDE * K) {
+    vec sum[WIDE] = {{0}};
+    real found[WIDE];
+    for (int k = 0; k < K; k += VW)
+#pragma GCC unroll 8
+      for (int i = 0; i < WIDE; i++) sum[i] += GET(w + (size_t)i * K + k) * GET(a + k);
+    totals(sum, found);
+    for (int i = 0; i < WIDE; i++) c[j + i] = found[i] + (mode == ADD ? c[j + i] : bias ? bias[j + i] : 0);
+  }
+}
+
+/* c[N] (+)= a w, w [K][N] */
+INLINE void axpys_of(const int n, int N, int K, const real *a, const real *w, real *c, int mode) {
+  vec sum[WIDE];
+#pragma GCC unroll 8
+  for (int j = 0; j < n; j++) sum[j] = mode == ADD ? GET(c + j * VW) : (vec){0};
+  for (int k = 0; k < K; k++)
+#pragma GCC unroll 8
+    for (int j = 0; j < n; j++) sum[j] += GET(w + (size_t)k * N + j * VW) * a[k];
+#pragma GCC unroll 8
+  for (int j = 0; j < n; j++) AT(c + j * VW) = sum[j];
+}
+static void axpys(int N, int K, const real *a, const real *w, real *c, int mode) {
+  int col = 0;
+  for (; col + WIDE * VW <= N; col += WIDE * VW) axpys_of(WIDE, N, K, a, w + col, c + col, mode);
+  for (; col + 2 * VW <= N; col += 2 * VW) axpys_of(2, N, K, a, w + col, c + col, mode);
+  for (; col < N; col += VW) axpys_of(1, N, K, a, w + col, c + col, mode);
 }
 
 /* c[i][col:] += sum_k a[k * lda + i] b[k][col:]: m rows of a weight's gradient */
@@ -208,10 +275,6 @@ static const int GATES[] = {1, 3, 4};    /* widths in units of H: of Z, */
 static const int KEPT[] = {0, 4, 5};     /* of what a step keeps beside h: r z n q; i f g o c */
 static const int ADJOINTS[] = {1, 4, 4}; /* of a: GRU r z n q */
 
-#define AT(p) (*(vec *)(p))
-#define GET(p) (*(const vec *)(p))
-#define EACH(H) for (int j = 0; j < (H); j += VW)
-
 INLINE void forward_row(const int cell, const int f, int H, const real *z, const real *u, const real *before, real *c,
                         real *h, real *kept) {
   if (cell == VANILLA) EACH(H) AT(h + j) = activate(f, GET(z + j));
@@ -283,6 +346,8 @@ typedef struct {
   const XLA_FFI_CallFrame *call;
   int cell, f, reverse, T, B, D, H, parts, G, R, A; /* D = 0: x holds W_xh x + b */
   int wide; /* D, filled up to whole vectors */
+  int gates; /* rows of W_hh that go into Z at once: of the GRU all but those of q */
+  int loose; /* so few rows that W_hh is not packed */
   const real *x, *W_xh, *W_hh, *b, *b_q;
   const int32_t *length;
   const real *ys, *kept, *g_state, *g_cell, *g_ys; /* backward; g_ys may be NULL */
@@ -292,6 +357,9 @@ typedef struct {
   size_t sum_size;
   int32_t *order; /* rows, longest first */
 } Call;
+
+/* one part writes what it sums up where the caller wants it */
+static int alone(const Call *s) { return s->parts == 1 && s->wide == s->D; }
 
 static int longer(const Call *s, int row, int t) { return s->length[row] > t; }
 
@@ -329,6 +397,19 @@ static int chunk(const Part *part, int first, int *end, int backwards) {
   while (++step < part->T && rows + part->alive[backwards ? part->T - 1 - step : step] <= CHUNK);
   *end = step;
   return rows;
+}
+
+/* products with rows [from, from + N) of W_hh: W_hh a and a W_hh */
+static void onward(const Call *s, int M, int N, int from, const real *const *a, real *const *c, int mode,
+                   const real *bias) {
+  if (!s->loose) product(M, N, s->H, a, from ? s->packed_q : s->packed_h, c, mode, bias);
+  else
+    for (int i = 0; i < M; i++) dots(N, s->H, a[i], s->W_hh + (size_t)from * s->H, c[i], mode, bias);
+}
+static void backward(const Call *s, int M, int N, int from, const real *const *a, real *const *c, int mode) {
+  if (!s->loose) product(M, s->H, N, a, from ? s->packed_q : s->packed_h, c, mode, NULL);
+  else
+    for (int i = 0; i < M; i++) axpys(s->H, N, a[i], s->W_hh + (size_t)from * s->H, c[i], mode);
 }
 
 static size_t room_of_part(const Call *s) {
@@ -371,8 +452,8 @@ static void forward_part(void *given, int p) {
       int t = s->reverse ? part.T - 1 - step : step, n = part.alive[t], old = with_before(s, &part, t);
       for (int i = 0; i < old; i++) a[i] = s->y + index_of(s, before_of(s, t), part.row[i]) * H;
       for (int i = old; i < n; i++) a[i] = s->zeros;
-      product(old, cell == GRU ? 2 * H : G, H, a, s->packed_h, z + m, ADD, NULL);
-      if (cell == GRU) product(n, H, H, a, s->packed_q, q, SET, s->b_q);
+      onward(s, old, s->gates, 0, a, z + m, ADD, NULL);
+      if (cell == GRU) onward(s, n, H, s->gates, a, q, SET, s->b_q);
       for (int i = 0; i < n; i++) {
         size_t at = index_of(s, t, part.row[i]);
         forward_cell(cell, f, H, z[m + i], q[i], a[i], c + (size_t)i * H, s->y + at * H, s->keep + at * s->R);
@@ -404,8 +485,11 @@ static void backward_part(void *given, int p) {
   real **dx = take(&room, sizeof *dx * most), **back = take(&room, sizeof *back * part.n);
   real **into = D == wide ? dx : take(&room, sizeof *into * most); /* rows of whole vectors, copied from and to D numbers */
   real *filled_x = take(&room, sizeof(real) * most * wide), *filled_dx = take(&room, sizeof(real) * most * wide);
-  real *dW_xh = s->sums + s->sum_size * p, *dW_hh = dW_xh + (size_t)G * wide, *db = dW_hh + (size_t)G * H, *db_q = db + G;
-  memset(dW_xh, 0, sizeof(real) * s->sum_size);
+  size_t x_size = (size_t)G * wide, h_size = (size_t)G * H;
+  real *dW_xh = s->sums + s->sum_size * p, *dW_hh = dW_xh + x_size, *db = dW_hh + h_size, *db_q = db + G;
+  if (alone(s)) dW_xh = s->dW_xh, dW_hh = s->dW_hh, db = s->db, db_q = s->db_q;
+  memset(dW_xh, 0, sizeof(real) * x_size), memset(dW_hh, 0, sizeof(real) * h_size);
+  memset(db, 0, sizeof(real) * G), memset(db_q, 0, sizeof(real) * H);
   for (int i = 0; i < most; i++) a[i] = adjoint + (size_t)i * A;
   if (D != wide) memset(filled_x, 0, sizeof(real) * most * wide);
   for (int i = 0; i < part.n; i++) {
@@ -429,10 +513,10 @@ static void backward_part(void *given, int p) {
       }
       if (cell == GRU) {
         for (int i = 0; i < old; i++) shifted[i] = a[m + i] + 3 * H;
-        product(old, H, 2 * H, a + m, s->packed_h, back, ADD, NULL);
-        product(old, H, H, shifted, s->packed_q, back, ADD, NULL);
+        backward(s, old, s->gates, 0, a + m, back, ADD);
+        backward(s, old, H, s->gates, shifted, back, ADD);
       } else
-        product(old, H, G, a + m, s->packed_h, back, SET, NULL);
+        backward(s, old, G, 0, a + m, back, SET);
       m += n;
     }
     if (D) {
@@ -446,9 +530,11 @@ static void backward_part(void *given, int p) {
       for (int i = 0; i < rows; i++) EACH(G) AT(db + j) += GET(a[i] + j);
     } else
       for (int i = 0; i < rows; i++) memcpy(dx[i], a[i], sizeof(real) * G);
-    outer(cell == GRU ? 2 * H : G, H, rows, adjoint, A, h, dW_hh);
+    int old = rows; /* of them: those that have a step before them, but for a few of a layer in reverse */
+    if (!s->reverse && end == part.T) old -= part.alive[0];
+    outer(s->gates, H, old, adjoint, A, h, dW_hh);
     if (cell == GRU) {
-      outer(H, H, rows, adjoint + 3 * H, A, h, dW_hh + (size_t)2 * H * H);
+      outer(H, H, old, adjoint + 3 * H, A, h, dW_hh + (size_t)2 * H * H);
       for (int i = 0; i < rows; i++) EACH(H) AT(db_q + j) += GET(a[i] + 3 * H + j);
     }
   }
@@ -485,7 +571,8 @@ static int opened(Call *s, const XLA_FFI_CallFrame *call, int backwards) {
   int threads = jaxrnn_cores, most = s->B / 8 > 1 ? s->B / 8 : 1;
   double work = 2.0 * s->B * s->T * s->G * (s->D + s->H);
   s->parts = work < 4e6 || threads == 1 ? 1 : threads < most ? threads : most;
-  s->wide = filled(s->D);
+  s->wide = filled(s->D), s->gates = s->cell == GRU ? 2 * s->H : s->G;
+  s->loose = s->B == 1 || s->B * s->T <= LOOSE;
   s->sum_size = backwards ? (size_t)s->G * (s->wide + s->H) + s->G + s->H : 0;
   size_t x_size = (size_t)s->wide * s->G, h_size = (size_t)s->H * s->G, widest = s->G > s->wide ? s->G : s->wide;
   size_t numbers = x_size + h_size + widest + s->sum_size * s->parts;
@@ -500,14 +587,16 @@ static int opened(Call *s, const XLA_FFI_CallFrame *call, int backwards) {
   s->sums = (real *)room.at;
   memset(s->zeros, 0, sizeof(real) * widest);
   sort(s, count);
-  int H = s->H, D = s->D, rz = s->cell == GRU ? 2 * H : s->G;
+  int H = s->H, D = s->D, rz = s->gates;
   s->packed_q = s->packed_h + (size_t)rz * H;
   if (backwards) { /* a W */
     if (D) pack(s->G, D, s->W_xh, D, 1, s->packed_x);
+    if (s->loose) return 1;
     pack(rz, H, s->W_hh, H, 1, s->packed_h);
     if (s->cell == GRU) pack(H, H, s->W_hh + (size_t)rz * H, H, 1, s->packed_q);
   } else { /* x W^T */
     if (D) pack(D, s->G, s->W_xh, 1, D, s->packed_x);
+    if (s->loose) return 1;
     pack(H, rz, s->W_hh, 1, H, s->packed_h);
     if (s->cell == GRU) pack(H, H, s->W_hh + (size_t)rz * H, 1, H, s->packed_q);
   }
@@ -547,11 +636,13 @@ XLA_FFI_Error *jaxrnn_backward(XLA_FFI_CallFrame *call) {
   s.dx = result(call, 0), s.dW_xh = result(call, 1), s.dW_hh = result(call, 2), s.db = result(call, 3);
   s.db_q = result(call, 4);
   in_parallel(call, s.parts, s.parts, backward_part, &s);
-  sum_parts(&s, s.G, s.wide, s.D, 0, s.dW_xh);
-  size_t from = (size_t)s.G * s.wide;
-  sum_parts(&s, s.G, s.H, s.H, from, s.dW_hh);
-  sum_parts(&s, 1, s.G, s.G, from += (size_t)s.G * s.H, s.db);
-  sum_parts(&s, 1, s.H, s.H, from + s.G, s.db_q);
+  if (!alone(&s)) {
+    size_t from = (size_t)s.G * s.wide;
+    sum_parts(&s, s.G, s.wide, s.D, 0, s.dW_xh);
+    sum_parts(&s, s.G, s.H, s.H, from, s.dW_hh);
+    sum_parts(&s, 1, s.G, s.G, from += (size_t)s.G * s.H, s.db);
+    sum_parts(&s, 1, s.H, s.H, from + s.G, s.db_q);
+  }
   give_back((char *)s.order);
   return NULL;
 }
