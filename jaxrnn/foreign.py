@@ -23,7 +23,7 @@ from jaxrnn import devices
 from jaxrnn.errors import ConfigurationError
 
 NATIVE = Path(__file__).resolve().parent / "native"
-SOURCES = [NATIVE / name for name in ("recurrence.c", "adam.c", "threefry.c")]
+SOURCES = [NATIVE / name for name in ("recurrence.c", "adam.c", "batch.c", "threefry.c")]
 FLAGS = ("-O2", "-std=gnu11", "-fno-math-errno", "-fPIC", "-shared")
 COMPILERS = ("cc", "gcc", "clang")  # after $CC
 

@@ -29,9 +29,8 @@ def descent(optimizer: optimizers.Descent) -> Table:
 
     def learn(state: TrainState, gradients, found, ids, length, rows, rate, hyper: Hyper, finite):
         params, structure = jax.tree.flatten(state.params)
-        counts = jnp.stack([jnp.int32(0), jnp.int32(0), finite.astype(jnp.int32)])
-        numbers = _numbers(params[0].dtype, np.zeros(3), _of(hyper, rate, rows))
-        params, norm, finite = _learned(params, counts, numbers, jax.tree.leaves(gradients))
+        numbers = _numbers(params[0].dtype, 0, 0, 0, *_of(hyper, rate, rows))
+        params, norm, finite = _learned(params, [jnp.int32(0), jnp.int32(0), finite, *numbers], jax.tree.leaves(gradients))
         return jax.tree.unflatten(structure, params), state.optimizer, norm, finite
 
     return tables.dense(optimizer)._replace(learn=learn)
@@ -39,10 +38,8 @@ def descent(optimizer: optimizers.Descent) -> Table:
 
 def adam(optimizer: optimizers.Adam, has_table: bool) -> Table:
     """For a model with a table its state is that of `tables.deferring`."""
-    constants = np.array([optimizer.b1, optimizer.b2, optimizer.eps])
-
-    def numbers(state: TrainState, more=()):
-        return _numbers(state.params.W_hy.dtype, constants, more)
+    def numbers(state: TrainState, *more):
+        return _numbers(state.params.W_hy.dtype, optimizer.b1, optimizer.b2, optimizer.eps, *more)
 
     def wide(state: TrainState):
         """What is kept of the table, as the C code takes it."""
@@ -51,13 +48,13 @@ def adam(optimizer: optimizers.Adam, has_table: bool) -> Table:
 
     def counts(state: TrainState):
         adam, behind = state.optimizer
-        return jnp.stack([behind.now, adam.count])
+        return behind.now, adam.count
 
     def read(state: TrainState, ids, length):
         table = state.params.input
         results = [_like((*ids.shape, table.shape[1]), table.dtype)]
         results += [_like((n,), jnp.int32) for n in (ids.size, ids.size + 1, 1)]
-        x, *found = targets.call("read", table.dtype, results)(*wide(state), counts(state), numbers(state), ids, length)
+        x, *found = targets.call("read", table.dtype, results)(*wide(state), *counts(state), *numbers(state), ids, length)
         return x, found
 
     def settle(state: TrainState):
@@ -65,7 +62,7 @@ def adam(optimizer: optimizers.Adam, has_table: bool) -> Table:
         table, changed = state.params.input, wide(state)
         results = [_like(array.shape, array.dtype) for array in changed]
         call = targets.call("settle", table.dtype, results, {n: n for n in range(len(changed))})
-        p, m, v, since, drift, shrink = call(*changed, counts(state), numbers(state))
+        p, m, v, since, drift, shrink = call(*changed, *counts(state), *numbers(state))
         adam = adam._replace(mu=adam.mu._replace(input=m), nu=adam.nu._replace(input=v))
         memory = Memory(adam, Behind(since, drift, shrink, jnp.int32(0)))
         return state._replace(params=state.params._replace(input=p), optimizer=memory)
@@ -79,9 +76,8 @@ def adam(optimizer: optimizers.Adam, has_table: bool) -> Table:
             trees = tuple(tree._replace(input=None) for tree in trees)
         *kept, given = map(jax.tree.leaves, trees)
         changed = [array for triple in zip(*kept, strict=True) for array in triple] + table
-        before = jnp.stack([now, adam.count, finite.astype(jnp.int32)])
-        more = numbers(state, _of(hyper, rate, rows))
-        changed, norm, finite = _learned(changed, before, more, [*given, *of_table])
+        scalars = now, adam.count, finite, *numbers(state, *_of(hyper, rate, rows))
+        changed, norm, finite = _learned(changed, scalars, [*given, *of_table])
 
         end, structure = 3 * len(given), jax.tree.structure(trees[0])
         params, mu, nu = (jax.tree.unflatten(structure, changed[n:end:3]) for n in range(3))
@@ -101,17 +97,19 @@ def _of(hyper: Hyper, rate, rows):
     return rate, hyper.weight_decay, rows, hyper.clip_value, hyper.clip_global_norm
 
 
-def _numbers(dtype, constants, more):
-    return jnp.concatenate([constants.astype(dtype), *(jnp.asarray(x, dtype)[None] for x in more)])
+def _numbers(dtype, *numbers):
+    """Each by itself: to make one array of them XLA takes longer than the C code to read them."""
+    return [jnp.asarray(number, dtype) for number in numbers]
 
 
-def _learned(changed, counts, numbers, given):
+def _learned(changed, scalars, given):
     """-> what becomes of `changed`, in its place; the norm of the mean gradient; is all finite."""
     results = [_like(array.shape, array.dtype) for array in changed]
-    results += [_like((1,), numbers.dtype), _like((1,), jnp.int32)]
-    call = targets.call("learn", numbers.dtype, results, {n: n for n in range(len(changed))})
-    *changed, norm, done = call(*changed, counts, numbers, *given)
-    return changed, norm[0], done[0] == 1
+    dtype = changed[0].dtype
+    results += [_like((), dtype), _like((), jnp.bool_)]
+    call = targets.call("learn", dtype, results, {n: n for n in range(len(changed))})
+    *changed, norm, done = call(*changed, *scalars, *given)
+    return changed, norm, done
 
 
 def _like(shape, dtype):

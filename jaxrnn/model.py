@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrnn import activations, heads, initializers, outputs
+from jaxrnn import activations, ends, heads, initializers, outputs
 from jaxrnn import layers as parts
 from jaxrnn.errors import ConfigurationError, unknown
 from jaxrnn.types import Array, Batch, Model, Noise, Parts, Sums
@@ -71,12 +71,14 @@ def rnn(
     def tokens(batch: Batch, key=None, noise=SILENCE) -> Array:
         return parts.word_dropout(parts.fold_in(key, 0), noise.word_dropout_rate, batch.inputs, batch.length).T
 
-    def apply(params: Params, batch: Batch, key=None, noise=SILENCE) -> Array:
+    def features_of(params: Params, batch: Batch, key=None, noise=SILENCE) -> Array:
         keys = [parts.fold_in(key, i) for i in range(4)]
         _, xs = first.apply(params.input, tokens(batch, key, noise), batch.length, keys[1], noise.dropout_rate)
         end, ys = body.apply(params.layers, xs, batch.length, keys[2], noise.dropout_rate)
-        features = summary.apply(params.head, end, ys, batch.length)
-        logits = readout(params, parts.dropout(keys[3], noise.dropout_rate, features))
+        return parts.dropout(keys[3], noise.dropout_rate, summary.apply(params.head, end, ys, batch.length))
+
+    def apply(params: Params, batch: Batch, key=None, noise=SILENCE) -> Array:
+        logits = readout(params, features_of(params, batch, key, noise))
         return jnp.swapaxes(logits, 0, 1) if head == "every" else logits
 
     def score(logits: Array, batch: Batch) -> tuple[Array, Sums]:
@@ -95,6 +97,13 @@ def rnn(
     def loss(params: Params, batch: Batch, key=None, noise=SILENCE) -> tuple[Array, Sums]:
         return score(apply(params, batch, key, noise), batch)
 
+    def summed(params: Params, batch: Batch, key=None, noise=SILENCE) -> Sums:
+        if unroll == "kernel" and output == "softmax" and head != "every":
+            features = features_of(params, batch, key, noise)
+            if ends.scores(features, params.W_hy):
+                return ends.score(features, params.W_hy, params.b_y, batch.target, batch.weight)
+        return loss(params, batch, key, noise)[1]
+
     def start(params: Params):
         return body.start(params.layers), summary.start(params.head)
 
@@ -106,7 +115,7 @@ def rnn(
         return (state, seen), readout(params, features)
 
     made_of = Parts(cells, summary, answer, head == "every", one_hot)
-    return Model(init, step, apply, score, loss, start, tokens, input == "embedding", C, made_of)
+    return Model(init, step, apply, score, loss, summed, start, tokens, input == "embedding", C, made_of)
 
 
 def _logits(W_hy, features):

@@ -28,7 +28,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxrnn import fused, gradients, keys, monitor, optimizers, tables
+from jaxrnn import ends, fused, gradients, keys, monitor, optimizers, tables
 from jaxrnn.compiling import Compiler, Program
 from jaxrnn.layers import Rows, fold_in
 from jaxrnn.resuming import Log
@@ -63,8 +63,9 @@ class Programs(NamedTuple):
     readings: monitor.Measure | None  # how the gradient flows through the texts given
 
 
-def gather(data: Data, rows: Array, max_length: int) -> Batch:
-    """The rectangle [B, T] of the rows [B]; row -1 is filler of length and weight zero."""
+def gather(data: Data, order: Array, step: Array, max_length: int) -> Batch:
+    """The rectangle [B, T] of the rows order[step], order [S, B]; row -1 is filler of length and weight zero."""
+    rows = order[step]
     real = rows >= 0
     rows = jnp.maximum(rows, 0)
     begin = data.offset[rows]
@@ -87,7 +88,7 @@ def make_update(
         return tree if axis is None else lax.psum(tree, axis)
 
     def summed_loss(params, batch, key, noise):
-        _, sums = model.score(model.apply(params, batch, key, noise), batch)
+        sums = model.summed(params, batch, key, noise)
         return sums.loss, sums
 
     def update(state: TrainState, hyper: Hyper, batch: Batch):
@@ -117,7 +118,7 @@ def make_update(
     return update
 
 
-def make_segment(update: Callable, settle: Callable, max_length: int) -> Callable:
+def make_segment(update: Callable, settle: Callable, gather: Callable) -> Callable:
     """segment(state, hyper, data, order [S, B], begin, end, last) -> (state, the fields of Log [4, S], updates made).
 
     It stops before a bad update. If none came and `last` is true the state is settled: every parameter is up to date.
@@ -132,7 +133,7 @@ def make_segment(update: Callable, settle: Callable, max_length: int) -> Callabl
 
         def one(carry):
             s, state, log, _ = carry
-            state, now, finite = update(state, hyper, gather(data, order[s], max_length))
+            state, now, finite = update(state, hyper, gather(data, order, s))
             return s + 1, state, lax.dynamic_update_index_in_dim(log, jnp.stack(now), s, 1), finite
 
         s, state, log, finite = lax.while_loop(going, one, (begin, state, empty, jnp.array(True)))
@@ -152,12 +153,12 @@ def make_answers(model: Model, max_length: int, axis: str | None = None) -> Call
     def answers(params, data, order, end):
         def one(s, carry):
             total, logits = carry
-            batch = gather(data, order[s], max_length)
+            batch = gather(data, order, s, max_length)
             z = logits_of(params, batch)
             _, sums = model.score(z, batch)
             return jax.tree.map(jnp.add, total, sums), logits.at[s].set(z)
 
-        z = jax.eval_shape(lambda: logits_of(params, gather(data, order[0], max_length)))
+        z = jax.eval_shape(lambda: logits_of(params, gather(data, order, 0, max_length)))
         nothing = (Sums(*(jnp.zeros(()),) * 3), jnp.zeros((len(order), *z.shape), z.dtype))
         sums, logits = lax.fori_loop(0, end, one, nothing)
         return (sums if axis is None else lax.psum(sums, axis)), logits
@@ -190,6 +191,9 @@ def build(
     across = Mesh(np.array(devices), (AXIS,))
     in_c = in_c and axis is None
     drawn, plain = (keys.in_c, keys.plain) if in_c else (lambda key: key,) * 2
+    rectangle = partial(gather, max_length=max_length)
+    if in_c:
+        rectangle = lambda data, order, step: ends.gather(*data, order, step, max_length)  # noqa: E731
     fast = fused.update(optimizer, model.has_table) if in_c else None
     late = model.has_table and (fast is not None or _late(model, optimizer, order[1] * max_length))
     way = tables.deferred if late else tables.dense
@@ -229,7 +233,7 @@ def build(
     with Compiler() as compiler:
         segment = compiler.begin(
             traced(
-                make_segment(make_update(model, table, factor, axis, drawn), table.settle, max_length),
+                make_segment(make_update(model, table, factor, axis, drawn), table.settle, rectangle),
                 (state, hyper, data, like(np.int32, *order), like(np.int32), like(np.int32), like(np.bool_)),
                 (spec, P(), P(), columns, P(), P(), P()),
                 (spec, P(), P()),

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-FUNCTIONS = ("forward", "backward", "read", "learn", "settle", "threefry")
+FUNCTIONS = ("forward", "backward", "read", "learn", "settle", "threefry", "batch", "score")
 
 _targets: dict[tuple[str, str], str] = {}  # ("forward", "float32") -> the name that jax knows the function by
 

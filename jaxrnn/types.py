@@ -112,6 +112,7 @@ class Model(NamedTuple):
     apply: Callable  # (params, batch, key=None, noise=Noise()) -> logits [B, C] or [B, T, C]
     score: Callable  # (logits, batch) -> (mean loss, Sums)
     loss: Callable  # (params, batch, key=None, noise=Noise()) -> (mean loss, Sums): score of apply
+    summed: Callable  # as loss -> Sums: what training differentiates, by the fastest way to the same numbers
     start: Callable  # params -> state of `step`
     tokens: Callable  # (batch, key=None, noise=Noise()) -> the ids [T, B] that `apply` reads with that key
     has_table: bool  # params.input is a table [V, E] of embeddings; `apply` takes layers.Rows in its place

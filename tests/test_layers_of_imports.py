@@ -13,7 +13,7 @@ NOUNS, NETWORK, LEARNING, WORLD, COMMANDS = "nouns", "network", "learning", "wor
 LAYER = {
     **dict.fromkeys(["types", "errors"], NOUNS),
     **dict.fromkeys(["activations", "initializers", "projection", "cells", "unroll"], NETWORK),
-    **dict.fromkeys(["layers", "heads", "outputs", "model", "targets", "keys"], NETWORK),
+    **dict.fromkeys(["layers", "heads", "outputs", "model", "targets", "keys", "ends"], NETWORK),
     **dict.fromkeys(["fit", "programs", "compiling", "tables", "fused", "resuming", "optimizers"], LEARNING),
     **dict.fromkeys(["population", "insight", "flow", "attribution", "gradients", "monitor"], LEARNING),
     **dict.fromkeys(["config", "text", "data", "runs", "checkpoints", "packing"], WORLD),

@@ -37,13 +37,18 @@ typedef struct {
   real drift, shrink, e, m, v;
 } Behind;
 
+/* What an update is told; share: 1 / rows; m_scale: 1 / (1 - b1^n). A task takes a copy, which no store can change. */
+typedef struct {
+  real b1, b2, eps, rate, decay, share, limit, scale, m_scale, v_scale;
+} Numbers;
+
 typedef struct {
   int T, B, V, E, ids;                                /* `ids`: how many different ones */
   const int32_t *id, *length, *place, *first; /* id g stands at place[first[g]] .. place[first[g + 1] - 1] */
   real *table, *mu, *nu, *drift, *shrink;
   int32_t *since;
   const real *gradient;
-  real b1, b2, eps, rate, decay, share, limit, scale, m_scale, v_scale; /* share: 1 / rows; m_scale: 1 / (1 - b1^n) */
+  Numbers k;
   int now, count, pieces;
   Piece *piece;
   const Behind *behind; /* of a row that stands at each update, or NULL */
@@ -51,40 +56,10 @@ typedef struct {
   atomic_int wrong;
 } Call;
 
-INLINE vec load(const real *from, int n) {
-  if (n >= VW) return *(const vec *)from;
-  vec x = {0};
-  memcpy(&x, from, sizeof(real) * n);
-  return x;
-}
-INLINE void store(real *to, vec x, int n) {
-  if (n >= VW) *(vec *)to = x;
-  else memcpy(to, &x, sizeof(real) * n);
-}
-/* `call` for the numbers [j, j + n) of so many: a vector, or what is left */
-#define VECTORS(size, call) \
-  do { \
-    const int all_of_them = size; \
-    int j = 0; \
-    for (; j + VW <= all_of_them; j += VW) { \
-      const int n = VW; \
-      call; \
-    } \
-    if (j < all_of_them) { \
-      const int n = all_of_them - j; \
-      call; \
-    } \
-  } while (0)
 INLINE vec root(vec x) {
   for (int i = 0; i < VW; i++) x[i] = ROOT(x[i]);
   return x;
 }
-static real total(vec x) {
-  real sum = 0;
-  for (int i = 0; i < VW; i++) sum += x[i];
-  return sum;
-}
-
 /* ---- rows of the table ---------------------------------------------------------------------------------------- */
 
 /* The places of real words, by id, equal ones as they come in time; room for two lists of places. */
@@ -116,8 +91,8 @@ static Behind standing(const Call *s, int since) {
   int missed = s->now - since;
   if (!missed) return (Behind){0, 0, 1, 0, 1, 1};
   real first = s->count - s->now + since + 1;
-  return (Behind){missed, s->drift[since], s->shrink[since], s->eps * sqrt((1 - pow(s->b2, first)) / s->b2),
-                  pow(s->b1, missed), pow(s->b2, missed)};
+  return (Behind){missed, s->drift[since], s->shrink[since], s->k.eps * sqrt((1 - pow(s->k.b2, first)) / s->k.b2),
+                  pow(s->k.b1, missed), pow(s->k.b2, missed)};
 }
 /* As there are fewer updates than ids, powers are taken once for each update. */
 static void remember(Call *s, Behind *room) {
@@ -167,92 +142,94 @@ static void read_task(void *given, int task) {
 
 /* ---- an update, in three passes over pieces of arrays and ids --------------------------------------------------- */
 
-INLINE void squares(const Call *s, vec g, vec *square, vec *limited) {
+INLINE void squares(const Numbers *k, vec g, vec *square, vec *limited) {
   *square += g * g;
-  if (isinf(s->limit)) return;
-  vec mean = bounded(g * s->share, -s->limit, s->limit);
+  if (isinf(k->limit)) return;
+  vec mean = bounded(g * k->share, -k->limit, k->limit);
   *limited += mean * mean;
 }
-INLINE void sum_some(const Call *s, int g, int j, int n, vec *square, vec *limited) {
+INLINE void sum_some(const Call *s, const Numbers *k, int g, int j, int n, vec *square, vec *limited) {
   vec sum = {0};
   for (int i = s->first[g]; i < s->first[g + 1]; i++) sum += load(s->gradient + (size_t)s->place[i] * s->E + j, n);
   store(s->sum + (size_t)g * s->E + j, sum, n);
-  squares(s, sum, square, limited);
+  squares(k, sum, square, limited);
 }
 
 /* first: one gradient for each id, the sum over its places; squared norms */
 static void square_task(void *given, int task) {
   Call *s = given;
+  const Numbers k = s->k;
   vec square = {0}, limited = {0};
   if (task < s->pieces) {
     Piece *a = s->piece + task;
-    VECTORS(a->size, squares(s, load(a->g + j, n), &square, &limited));
+    VECTORS(a->size, squares(&k, load(a->g + j, n), &square, &limited));
   } else {
     int ids = task - s->pieces;
     for (int g = ids * IDS; g < end_of(s, ids); g++) {
       for (int i = s->first[g + 1]; g + 1 < s->ids && i < s->first[g + 2]; i++)
         prefetch(s->gradient + (size_t)s->place[i] * s->E, s->E);
-      VECTORS(s->E, sum_some(s, g, j, n, &square, &limited));
+      VECTORS(s->E, sum_some(s, &k, g, j, n, &square, &limited));
     }
   }
   s->square[2 * task] = total(square), s->square[2 * task + 1] = total(limited);
 }
 
-INLINE vec clipped(const Call *s, vec g) { return s->scale * bounded(g * s->share, -s->limit, s->limit); }
-INLINE void moments(const Call *s, vec g, vec *m, vec *v) {
-  g = clipped(s, g);
-  *m = s->b1 * *m + (1 - s->b1) * g;
-  *v = s->b2 * *v + (1 - s->b2) * g * g;
+INLINE vec clipped(const Numbers *k, vec g) { return k->scale * bounded(g * k->share, -k->limit, k->limit); }
+INLINE void moments(const Numbers *k, vec g, vec *m, vec *v) {
+  g = clipped(k, g);
+  *m = k->b1 * *m + (1 - k->b1) * g;
+  *v = k->b2 * *v + (1 - k->b2) * g * g;
 }
-INLINE vec moved(const Call *s, vec p, vec m, vec v, real decay) {
-  return p - s->rate * (m * s->m_scale / (root(v * s->v_scale) + s->eps) + decay * p);
+INLINE vec moved(const Numbers *k, vec p, vec m, vec v, real decay) {
+  return p - k->rate * (m * k->m_scale / (root(v * k->v_scale) + k->eps) + decay * p);
 }
-INLINE void descend_some(const Call *s, const Piece *a, int j, int n, vec *wrong) {
+INLINE void descend_some(const Numbers *k, const Piece *a, int j, int n, vec *wrong) {
   vec p = load(a->p + j, n);
-  p -= s->rate * (clipped(s, load(a->g + j, n)) + a->decay * p), *wrong += 0 * p;
+  p -= k->rate * (clipped(k, load(a->g + j, n)) + a->decay * p), *wrong += 0 * p;
   store(a->moved + j, p, n);
 }
-INLINE void move_some(const Call *s, const Piece *a, int j, int n, vec *wrong) {
+INLINE void move_some(const Numbers *k, const Piece *a, int j, int n, vec *wrong) {
   vec m = load(a->m + j, n), v = load(a->v + j, n);
-  moments(s, load(a->g + j, n), &m, &v);
-  vec p = moved(s, load(a->p + j, n), m, v, a->decay);
+  moments(k, load(a->g + j, n), &m, &v);
+  vec p = moved(k, load(a->p + j, n), m, v, a->decay);
   *wrong += 0 * p;
   store(a->moved + j, p, n);
 }
-INLINE void remember_some(const Call *s, const Piece *a, int j, int n) {
+INLINE void remember_some(const Numbers *k, const Piece *a, int j, int n) {
   vec m = load(a->m + j, n), v = load(a->v + j, n);
-  moments(s, load(a->g + j, n), &m, &v);
+  moments(k, load(a->g + j, n), &m, &v);
   store(a->m + j, m, n), store(a->v + j, v, n);
 }
 /* the same of a row of the table, which stands at `at` there and at `to` among the gradients */
-INLINE void move_row(const Call *s, const Behind *b, size_t at, size_t to, int n, vec *wrong) {
+INLINE void move_row(const Call *s, const Numbers *k, const Behind *b, size_t at, size_t to, int n, vec *wrong) {
   vec m = load(s->mu + at, n), v = load(s->nu + at, n), p = current(b, load(s->table + at, n), m, v);
   m *= b->m, v *= b->v;
-  moments(s, load(s->sum + to, n), &m, &v);
-  p = moved(s, p, m, v, s->decay), *wrong += 0 * p;
+  moments(k, load(s->sum + to, n), &m, &v);
+  p = moved(k, p, m, v, k->decay), *wrong += 0 * p;
   store(s->moved + to, p, n);
 }
-INLINE void remember_row(const Call *s, const Behind *b, size_t at, size_t to, int n) {
+INLINE void remember_row(const Call *s, const Numbers *k, const Behind *b, size_t at, size_t to, int n) {
   vec m = b->m * load(s->mu + at, n), v = b->v * load(s->nu + at, n);
-  moments(s, load(s->sum + to, n), &m, &v);
+  moments(k, load(s->sum + to, n), &m, &v);
   store(s->mu + at, m, n), store(s->nu + at, v, n);
 }
 
 /* second: where every parameter goes, and whether that is finite */
 static void move_task(void *given, int task) {
   Call *s = given;
+  const Numbers k = s->k;
   vec wrong = {0}; /* NaN where a number is not finite */
   if (task < s->pieces) {
     Piece *a = s->piece + task;
-    if (a->m) VECTORS(a->size, move_some(s, a, j, n, &wrong));
-    else VECTORS(a->size, descend_some(s, a, j, n, &wrong));
+    if (a->m) VECTORS(a->size, move_some(&k, a, j, n, &wrong));
+    else VECTORS(a->size, descend_some(&k, a, j, n, &wrong));
   } else {
     int E = s->E, ids = task - s->pieces;
     for (int g = ids * IDS; g < end_of(s, ids); g++) {
       size_t at = (size_t)id_of(s, g) * E, to = (size_t)g * E;
       Behind b = behind(s, id_of(s, g));
       ask(s, g + AHEAD);
-      VECTORS(E, move_row(s, &b, at + j, to + j, n, &wrong));
+      VECTORS(E, move_row(s, &k, &b, at + j, to + j, n, &wrong));
     }
   }
   if (total(wrong) != 0) atomic_store(&s->wrong, 1);
@@ -261,9 +238,10 @@ static void move_task(void *given, int task) {
 /* third: parameters and moments, in place */
 static void write_task(void *given, int task) {
   Call *s = given;
+  const Numbers k = s->k;
   if (task < s->pieces) {
     Piece *a = s->piece + task;
-    if (a->m) VECTORS(a->size, remember_some(s, a, j, n));
+    if (a->m) VECTORS(a->size, remember_some(&k, a, j, n));
     memcpy(a->p, a->moved, sizeof(real) * a->size);
     return;
   }
@@ -272,7 +250,7 @@ static void write_task(void *given, int task) {
     size_t at = (size_t)id_of(s, g) * E, to = (size_t)g * E;
     Behind b = behind(s, id_of(s, g));
     ask(s, g + AHEAD);
-    VECTORS(E, remember_row(s, &b, at + j, to + j, n));
+    VECTORS(E, remember_row(s, &k, &b, at + j, to + j, n));
     memcpy(s->table + at, s->moved + to, sizeof(real) * E);
     s->since[id_of(s, g)] = s->now + 1;
   }
@@ -296,8 +274,8 @@ static void settle_task(void *given, int task) {
 
 /* Rows that this update passed by: see tables.py. */
 static void drift(Call *s) {
-  real keep = 1 - s->rate * s->decay, ratio = s->b1 / sqrt(s->b2);
-  real more = s->rate * s->m_scale / sqrt(s->v_scale);
+  real keep = 1 - s->k.rate * s->k.decay, ratio = s->k.b1 / sqrt(s->k.b2);
+  real more = s->k.rate * s->k.m_scale / sqrt(s->k.v_scale);
   for (int since = s->now; since >= 0; since--) {
     more = more > (real)1e-30 ? more * ratio : 0;
     s->drift[since] = keep * s->drift[since] + more, s->shrink[since] *= keep;
@@ -315,16 +293,17 @@ static void *in_place(const XLA_FFI_CallFrame *call, int i, size_t bytes) {
   if (result(call, i) != argument(call, i)) memcpy(result(call, i), argument(call, i), bytes);
   return result(call, i);
 }
-/* table, mu, nu [V, E], since [V], drift, shrink [S + 1], counts [2] (updates of the epoch, of Adam), numbers [3] (b1, b2,
-   eps), ids [T, B], length [B] -> x [T, B, E], place [T * B], first [T * B + 1], how many ids [1] */
+static real number(const XLA_FFI_CallFrame *call, int i) { return *(const real *)argument(call, i); }
+static int count(const XLA_FFI_CallFrame *call, int i) { return *(const int32_t *)argument(call, i); }
+
+/* table, mu, nu [V, E], since [V], drift, shrink [S + 1], updates of the epoch, of Adam, b1, b2, eps, ids [T, B], length [B] -> x [T, B, E], place [T * B], first [T * B + 1], how many ids [1] */
 XLA_FFI_Error *jaxrnn_read(XLA_FFI_CallFrame *call) {
   if (ASKED_WHAT_IT_IS(call)) return described(call);
-  const int32_t *count = argument(call, 6);
-  const real *number = argument(call, 7);
   Call s = {.table = argument(call, 0), .mu = argument(call, 1), .nu = argument(call, 2), .since = argument(call, 3),
-            .drift = argument(call, 4), .shrink = argument(call, 5), .now = count[0], .count = count[1],
-            .b1 = number[0], .b2 = number[1], .eps = number[2], .id = argument(call, 8), .length = argument(call, 9),
-            .V = size(call, 0, 0), .E = size(call, 0, 1), .T = size(call, 8, 0), .B = size(call, 8, 1)};
+            .drift = argument(call, 4), .shrink = argument(call, 5), .now = count(call, 6), .count = count(call, 7),
+            .k.b1 = number(call, 8), .k.b2 = number(call, 9), .k.eps = number(call, 10), .id = argument(call, 11),
+            .length = argument(call, 12), .V = size(call, 0, 0), .E = size(call, 0, 1), .T = size(call, 11, 0),
+            .B = size(call, 11, 1)};
   s.x = result(call, 0), s.place = result(call, 1), s.first = result(call, 2);
   char *room = room_for(sizeof(int32_t) * s.T * s.B + sizeof(Behind) * (s.now + 1));
   if (!room) return out_of_memory(call);
@@ -337,15 +316,13 @@ XLA_FFI_Error *jaxrnn_read(XLA_FFI_CallFrame *call) {
   return NULL;
 }
 
-/* table, mu, nu, since, drift, shrink, counts, numbers as above -> the first six, in place */
+/* table, mu, nu, since, drift, shrink, counts and numbers as above -> the first six, in place */
 XLA_FFI_Error *jaxrnn_settle(XLA_FFI_CallFrame *call) {
   if (ASKED_WHAT_IT_IS(call)) return described(call);
-  const int32_t *count = argument(call, 6);
-  const real *number = argument(call, 7);
   int V = size(call, 0, 0), E = size(call, 0, 1), steps = size(call, 4, 0);
   size_t wide = sizeof(real) * V * E;
-  Call s = {.V = V, .E = E, .now = count[0], .count = count[1], .b1 = number[0], .b2 = number[1], .eps = number[2],
-            .table = in_place(call, 0, wide), .mu = in_place(call, 1, wide), .nu = in_place(call, 2, wide),
+  Call s = {.V = V, .E = E, .now = count(call, 6), .count = count(call, 7), .k.b1 = number(call, 8),
+            .k.b2 = number(call, 9), .k.eps = number(call, 10), .table = in_place(call, 0, wide), .mu = in_place(call, 1, wide), .nu = in_place(call, 2, wide),
             .since = in_place(call, 3, sizeof(int32_t) * V), .drift = in_place(call, 4, sizeof(real) * steps),
             .shrink = in_place(call, 5, sizeof(real) * steps)};
   in_parallel(call, wide < 1 << 16 ? 1 : jaxrnn_cores, (V + IDS - 1) / IDS, settle_task, &s);
@@ -363,18 +340,20 @@ static size_t numbers_of(const XLA_FFI_CallFrame *call, int i) {
 
 /* All that is changed comes first, argument n being result n: p, m, v of every array (p alone where m and v are not kept: plain
    gradient descent, without a table); of a table too: table, mu, nu, since,
-   drift, shrink. Then: counts [3] (..., is all finite so far), numbers [8] (..., rate, decay, rows, clips by value and by
-   norm), the gradient of every array; of the table dL/dx [T, B, E], ids, place, first, how many.
-   -> the first, in place; the norm of the mean gradient [1]; is all finite [1] */
+   drift, shrink. Then: counts as above, is all finite so far, numbers as above, rate, decay, rows, clips by value and by
+   norm; the gradient of every array; of the table dL/dx [T, B, E], ids, place, first, how many.
+   -> the first, in place; the norm of the mean gradient; is all finite */
+enum { SCALARS = 11 };
 XLA_FFI_Error *jaxrnn_learn(XLA_FFI_CallFrame *call) {
   if (ASKED_WHAT_IT_IS(call)) return described(call);
-  int changed = call->rets.size - 2, given = call->args.size - changed - 2; /* 3 arrays and arrays; with a table + 6, + 5 */
+  int changed = call->rets.size - 2, given = call->args.size - changed - SCALARS; /* 3 arrays and arrays; with a table + 6, + 5 */
   int has_table = (changed - given) % 2, arrays = has_table ? given - 5 : given, each = changed > given ? 3 : 1;
-  const int32_t *count = argument(call, changed);
-  const real *number = argument(call, changed + 1);
-  Call s = {.now = count[0], .count = count[1], .b1 = number[0], .b2 = number[1], .eps = number[2], .rate = number[3],
-            .decay = number[4], .share = 1 / number[5], .limit = number[6], .scale = 1};
-  s.m_scale = 1 / (1 - pow(s.b1, s.count + 1)), s.v_scale = 1 / (1 - pow(s.b2, s.count + 1));
+  const int scalars = changed, gradients = changed + SCALARS;
+  Call s = {.now = count(call, scalars), .count = count(call, scalars + 1), .k.b1 = number(call, scalars + 3),
+            .k.b2 = number(call, scalars + 4), .k.eps = number(call, scalars + 5), .k.rate = number(call, scalars + 6),
+            .k.decay = number(call, scalars + 7), .k.share = 1 / number(call, scalars + 8),
+            .k.limit = number(call, scalars + 9), .k.scale = 1};
+  s.k.m_scale = 1 / (1 - pow(s.k.b1, s.count + 1)), s.k.v_scale = 1 / (1 - pow(s.k.b2, s.count + 1));
   size_t size_of_all = 0, pieces = 0;
   for (int n = 0; n < arrays; n++) {
     size_t here = numbers_of(call, each * n);
@@ -382,7 +361,7 @@ XLA_FFI_Error *jaxrnn_learn(XLA_FFI_CallFrame *call) {
     size_of_all += here + VW, pieces += here / PIECE + 1;
   }
   if (has_table) {
-    int at = 3 * arrays, from = changed + 2 + arrays;
+    int at = 3 * arrays, from = gradients + arrays;
     s.V = size(call, at, 0), s.E = size(call, at, 1);
     size_t wide = sizeof(real) * s.V * s.E, steps = sizeof(real) * numbers_of(call, at + 4);
     s.table = in_place(call, at, wide), s.mu = in_place(call, at + 1, wide), s.nu = in_place(call, at + 2, wide);
@@ -403,11 +382,11 @@ XLA_FFI_Error *jaxrnn_learn(XLA_FFI_CallFrame *call) {
   for (int n = 0; n < arrays; n++)
     for (size_t from = 0, all = numbers_of(call, each * n); from < all; from += PIECE) {
       Piece *a = s.piece + s.pieces++;
-      a->p = (real *)result(call, each * n) + from, a->g = (real *)argument(call, changed + 2 + n) + from;
+      a->p = (real *)result(call, each * n) + from, a->g = (real *)argument(call, gradients + n) + from;
       a->m = each > 1 ? (real *)result(call, each * n + 1) + from : NULL;
       a->v = each > 1 ? (real *)result(call, each * n + 2) + from : NULL;
       a->moved = to, a->size = all - from < PIECE ? all - from : PIECE, to += a->size;
-      a->decay = ((XLA_FFI_Buffer *)call->args.args[each * n])->rank > 1 ? s.decay : 0; /* biases do not decay */
+      a->decay = ((XLA_FFI_Buffer *)call->args.args[each * n])->rank > 1 ? s.k.decay : 0; /* biases do not decay */
     }
   tasks = s.pieces + tasks_of_ids(&s);
   int threads = size_of_all + of_ids < 1 << 15 ? 1 : jaxrnn_cores;
@@ -415,9 +394,9 @@ XLA_FFI_Error *jaxrnn_learn(XLA_FFI_CallFrame *call) {
   in_parallel(call, threads, tasks, square_task, &s);
   double square = 0, limited = 0;
   for (size_t task = 0; task < tasks; task++) square += s.square[2 * task], limited += s.square[2 * task + 1];
-  real norm = sqrt(square) * s.share, after = isinf(s.limit) ? norm : (real)sqrt(limited);
-  s.scale = fmin(1, number[7] / fmax(after, TINY));
-  int finite = count[2] && isfinite(norm);
+  real norm = sqrt(square) * s.k.share, after = isinf(s.k.limit) ? norm : (real)sqrt(limited);
+  s.k.scale = fmin(1, number(call, scalars + 10) / fmax(after, TINY));
+  int finite = *(const uint8_t *)argument(call, scalars + 2) && isfinite(norm);
   if (finite) {
     in_parallel(call, threads, tasks, move_task, &s);
     finite = !atomic_load(&s.wrong);
@@ -427,7 +406,7 @@ XLA_FFI_Error *jaxrnn_learn(XLA_FFI_CallFrame *call) {
     if (has_table) drift(&s);
   }
   *(real *)result(call, changed) = norm;
-  *(int32_t *)result(call, changed + 1) = finite;
+  *(uint8_t *)result(call, changed + 1) = finite;
   give_back(at);
   return NULL;
 }

@@ -55,6 +55,36 @@ INLINE vec bounded(vec x, real low, real high) {
   return SMALLER(all(high), x);
 }
 
+INLINE vec load(const real *from, int n) {
+  if (n >= VW) return *(const vec *)from;
+  vec x = {0};
+  memcpy(&x, from, sizeof(real) * n);
+  return x;
+}
+INLINE void store(real *to, vec x, int n) {
+  if (n >= VW) *(vec *)to = x;
+  else memcpy(to, &x, sizeof(real) * n);
+}
+/* `call` for the numbers [j, j + n) of so many: a vector, or what is left */
+#define VECTORS(size, call) \
+  do { \
+    const int all_of_them = size; \
+    int j = 0; \
+    for (; j + VW <= all_of_them; j += VW) { \
+      const int n = VW; \
+      call; \
+    } \
+    if (j < all_of_them) { \
+      const int n = all_of_them - j; \
+      call; \
+    } \
+  } while (0)
+INLINE real total(vec x) {
+  real sum = 0;
+  for (int i = 0; i < VW; i++) sum += x[i];
+  return sum;
+}
+
 /* n numbers that will be asked for soon, where the processor does not foresee it: rows that lie apart */
 INLINE void prefetch(const real *row, int n) {
   for (int j = 0; j < n; j += 64 / (int)sizeof(real)) __builtin_prefetch(row + j);
