@@ -139,8 +139,7 @@ class Group:
 def prepare(settings: Settings, say: Callable[[str], None], encoded: text.Encoded | None = None) -> Group:
     """Read and number the rows, choose the device, put the network together. `encoded`: the rows, if they are there."""
     devices.set_flags()
-    if not_asked_for(settings) is None:
-        foreign.begin()
+    begin(settings)
     if encoded is None:
         rows = artefact.splits(settings.dataset.name, settings.dataset.settings)
         tokenizer = artefact.tokenizer(settings.tokenizer.name, settings.tokenizer.settings)
@@ -171,6 +170,12 @@ def prepare(settings: Settings, say: Callable[[str], None], encoded: text.Encode
     model = jaxrnn.rnn(**network | {"unroll": unroll})
     measured = bool(settings.flow["every_steps"])
     return Group(encoded, network, unroll, model, optimizer, factor, chosen, settings.batch_size, cache, measured)
+
+
+def begin(settings: Settings) -> None:
+    """Compile the C code in the background, if the run will ask for it and it is not there."""
+    if not_asked_for(settings) is None:
+        foreign.begin()
 
 
 def not_asked_for(settings: Settings) -> str | None:

@@ -35,8 +35,9 @@ class Value(NamedTuple):
     number: int | float | None = None
 
 
-def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan:
-    """The settings of every job, the last key turning fastest.
+def planned(overrides: Sequence[str], *, config_dir: str | None = None, launcher: str | None = None) -> Plan:
+    """The settings of every job, the last key turning fastest. `launcher`: the one that words of the line choose, which
+    have been composed; without it that is done here.
 
     All of them are checked before any starts; the refusal has one line for each bad job.
     """
@@ -56,8 +57,9 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan:
                     raise ConfigurationError(f"{line}: expected at least one value to sweep over, found none")
             elif key != "hydra.run.dir":
                 choices.append([Value(line)])
-        if hydra:  # the words about the launcher are checked with those of the first job
-            chosen = config.composed(loader, [*hydra, *(values[0].line for values in choices)])
+        if hydra and not launcher:  # the words about the launcher are checked with those of the first job
+            found = config.composed(loader, [*hydra, *(values[0].line for values in choices)])
+            launcher = found.config.hydra.runtime.choices["hydra/launcher"]
         jobs, refused = [], []
         for number, found in enumerate(settings(loader, itertools.product(*choices), known)):
             if isinstance(found, Settings):
@@ -68,8 +70,9 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan:
         more = [f"and {len(refused) - MOST_REFUSALS} more jobs"] if len(refused) > MOST_REFUSALS else []
         raise ConfigurationError("\n".join(refused[:MOST_REFUSALS] + more))
     if not hydra:  # or a yaml of the user's says it
-        chosen = next(found for found in known.values() if isinstance(found, config.Composed))
-    return Plan(directory, chosen.config.hydra.runtime.choices["hydra/launcher"], jobs, hydra, config_dir)
+        composed = next(found for found in known.values() if isinstance(found, config.Composed))
+        launcher = composed.config.hydra.runtime.choices["hydra/launcher"]
+    return Plan(directory, launcher or LAUNCHERS[0], jobs, hydra, config_dir)
 
 
 def parsed(loader: Any, overrides: Sequence[str]) -> list[Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from jaxrnn import command, config, job, outline, planning, space
 from jaxrnn.errors import ConfigurationError
-from jaxrnn.group import prepare
+from jaxrnn.group import begin, prepare
 
 SHOWS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc", "--version", "--resolve")
 
@@ -31,15 +31,18 @@ def main(arguments: Sequence[str]) -> int:
 
         print(usage.text())
         return 0
-    if given.multirun and space.sweeper(given.overrides, config_dir=given.config_dir) == "optuna":
-        with space.search(given.overrides, config_dir=given.config_dir) as plan:
-            from jaxrnn import study
-
-            return study.run(plan)
     if given.multirun:
+        fixed = space.fixed(given.overrides, config_dir=given.config_dir)
+        if fixed.sweeper == "optuna":
+            with space.search(given.overrides, config_dir=given.config_dir) as search:
+                from jaxrnn import study
+
+                return study.run(search)
+        if fixed.settings and not fixed.settings.dry_run:
+            begin(fixed.settings)
         from jaxrnn.sweep import sweep
 
-        return sweep(planning.planned(given.overrides, config_dir=given.config_dir))
+        return sweep(planning.planned(given.overrides, config_dir=given.config_dir, launcher=fixed.launcher))
     settings = config.compose(given.overrides, config_dir=given.config_dir)
     if settings.dry_run:
         print(outline.plan(settings, prepare(settings, print)))

@@ -47,7 +47,7 @@ XLA_FFI_Error *jaxrnn_score(XLA_FFI_CallFrame *call) {
   double loss = 0, correct = 0, rows = 0;
   memset(dW, 0, sizeof(real) * C * F), memset(db, 0, sizeof(real) * C);
   for (int row = 0; row < B; row++, f += F, df += F) {
-    real z[MOST], sum = 0;
+    real z[MOST] = {0}, sum = 0;
     int best = 0;
     for (int c = 0; c < C; c++) {
       vec product = {0};

@@ -11,10 +11,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef __AVX__
-#include <immintrin.h>
-#endif
-
 #include "xla/ffi/api/c_api.h"
 
 #ifdef DOUBLE /* for tests, which ask for nine digits */
@@ -39,20 +35,13 @@ typedef whole ivec __attribute__((vector_size(sizeof(real) * VW), aligned(sizeof
 
 INLINE vec where(ivec mask, vec yes, vec no) { return (vec)((mask & (ivec)yes) | (~mask & (ivec)no)); }
 INLINE vec all(real x) { return (vec){0} + x; }
-/* NaN stays NaN: so the processor's own least and largest do it, which give their second where one of two is NaN */
-#if defined(__AVX512F__) && !defined(DOUBLE)
-#define LARGER(low, x) (vec) _mm512_max_ps((__m512)(low), (__m512)(x))
-#define SMALLER(high, x) (vec) _mm512_min_ps((__m512)(high), (__m512)(x))
-#elif defined(__AVX__) && !defined(DOUBLE)
-#define LARGER(low, x) (vec) _mm256_max_ps((__m256)(low), (__m256)(x))
-#define SMALLER(high, x) (vec) _mm256_min_ps((__m256)(high), (__m256)(x))
+INLINE vec bounded(vec x, real low, real high) { /* NaN stays NaN */
+#if BYTES == 32 && !defined(DOUBLE) /* of two numbers the second where one is NaN */
+  return __builtin_ia32_minps256(all(high), __builtin_ia32_maxps256(all(low), x));
 #else
-#define LARGER(low, x) where((x) < (low), low, x)
-#define SMALLER(high, x) where((x) > (high), high, x)
+  x = where(x < all(low), all(low), x);
+  return where(x > all(high), all(high), x);
 #endif
-INLINE vec bounded(vec x, real low, real high) {
-  x = LARGER(all(low), x);
-  return SMALLER(all(high), x);
 }
 
 INLINE vec load(const real *from, int n) {

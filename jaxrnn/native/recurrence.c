@@ -126,17 +126,16 @@ static void pack(int K, int N, const real *w, int64_t k_step, int64_t j_step, re
 /* to[j] = the sum of the numbers of sum[j] */
 INLINE void totals(const vec *sum, real *to) {
 #if defined(__AVX__) && !defined(DOUBLE)
-  __m256 x[WIDE];
+  typedef float eight __attribute__((vector_size(32), aligned(4), may_alias));
+  eight x[WIDE];
 #pragma GCC unroll 8
-  for (int j = 0; j < WIDE; j++)
-#if BYTES == 64
-    x[j] = _mm256_add_ps(_mm512_castps512_ps256((__m512)sum[j]), _mm256_castpd_ps(_mm512_extractf64x4_pd((__m512d)sum[j], 1)));
-#else
-    x[j] = (__m256)sum[j];
-#endif
-  __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
-  __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
-  _mm256_storeu_ps(to, _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)));
+  for (int j = 0; j < WIDE; j++) {
+    x[j] = *(const eight *)(sum + j);
+    if (BYTES == 64) x[j] += *(const eight *)((const real *)(sum + j) + VW / 2);
+  }
+#define PAIRS __builtin_ia32_haddps256 /* sums of neighbours, in each half by itself */
+  eight low = PAIRS(PAIRS(x[0], x[1]), PAIRS(x[2], x[3])), high = PAIRS(PAIRS(x[4], x[5]), PAIRS(x[6], x[7]));
+  *(eight *)to = __builtin_ia32_vperm2f128_ps256(low, high, 0x20) + __builtin_ia32_vperm2f128_ps256(low, high, 0x31);
 #else
   for (int j = 0; j < WIDE; j++) {
     to[j] = 0;
