@@ -53,7 +53,7 @@ typedef struct {
   Piece *piece;
   const Behind *behind; /* of a row that stands at each update, or NULL */
   real *x, *sum, *moved, *square; /* `square`: two of each task */
-  atomic_int wrong;
+  atomic_int wrong, large; /* a number that is not finite; one whose square is not */
 } Call;
 
 INLINE vec root(vec x) {
@@ -162,7 +162,11 @@ static void square_task(void *given, int task) {
   vec square = {0}, limited = {0};
   if (task < s->pieces) {
     Piece *a = s->piece + task;
-    VECTORS(a->size, squares(&k, load(a->g + j, n), &square, &limited));
+    vec weights = {0};
+    if (a->m) VECTORS(a->size, squares(&k, load(a->g + j, n), &square, &limited));
+    else VECTORS(a->size, squares(&k, load(a->g + j, n), &square, &limited);
+                          weights += load(a->p + j, n) * load(a->p + j, n));
+    if (!isfinite(total(weights))) atomic_store(&s->large, 1);
   } else {
     int ids = task - s->pieces;
     for (int g = ids * IDS; g < end_of(s, ids); g++) {
@@ -397,11 +401,13 @@ XLA_FFI_Error *jaxrnn_learn(XLA_FFI_CallFrame *call) {
   real norm = sqrt(square) * s.k.share, after = isinf(s.k.limit) ? norm : (real)sqrt(limited);
   s.k.scale = fmin(1, number(call, scalars + 10) / fmax(after, TINY));
   int finite = *(const uint8_t *)argument(call, scalars + 2) && isfinite(norm);
+  int sure = each == 1 && !atomic_load(&s.large) && s.k.rate * norm < 1e30 && s.k.rate * s.k.decay < 1e10;
+  for (int n = 0; sure && n < s.pieces; n++) s.piece[n].moved = s.piece[n].p; /* cannot leave the finite numbers */
   if (finite) {
     in_parallel(call, threads, tasks, move_task, &s);
     finite = !atomic_load(&s.wrong);
   }
-  if (finite) {
+  if (finite && !sure) {
     in_parallel(call, threads, tasks, write_task, &s);
     if (has_table) drift(&s);
   }

@@ -143,21 +143,30 @@ static void *take(Room *room, size_t bytes) {
   return found;
 }
 
-static _Atomic(void *) spare; /* the room of the last call: asking the system for new pages would cost more than a step */
+enum { SPARES = 4 }; /* rooms of ended calls: asking the system for new pages would cost more than a step */
+static _Atomic(void *) spare[SPARES];
 typedef struct {
   size_t bytes;
 } Header;
 
 static char *room_for(size_t bytes) {
-  Header *held = atomic_exchange(&spare, NULL);
-  if (held && held->bytes >= bytes) return (char *)held + 64;
-  free(held);
-  held = aligned_alloc(64, (bytes + 127) / 64 * 64);
+  for (int i = 0; i < SPARES; i++) {
+    Header *found = atomic_exchange(spare + i, NULL);
+    if (found && found->bytes >= bytes) return (char *)found + 64;
+    free(found);
+  }
+  Header *held = aligned_alloc(64, (bytes + 127) / 64 * 64);
   if (!held) return NULL;
   held->bytes = bytes;
   return (char *)held + 64;
 }
-static void give_back(char *room) { free(atomic_exchange(&spare, (void *)(room - 64))); }
+static void give_back(char *room) {
+  for (int i = 0; i < SPARES; i++) {
+    void *none = NULL;
+    if (atomic_compare_exchange_strong(spare + i, &none, room - 64)) return;
+  }
+  free(room - 64);
+}
 
 static XLA_FFI_Error *failed(const XLA_FFI_CallFrame *call, const char *why, XLA_FFI_Error_Code code) {
   XLA_FFI_Error_Create_Args made = {.struct_size = XLA_FFI_Error_Create_Args_STRUCT_SIZE, .message = why, .errc = code};
