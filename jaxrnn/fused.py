@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxrnn import optimizers, tables, targets
 from jaxrnn.tables import Behind, Memory, Table
@@ -30,7 +29,8 @@ def descent(optimizer: optimizers.Descent) -> Table:
     def learn(state: TrainState, gradients, found, ids, length, rows, rate, hyper: Hyper, finite):
         params, structure = jax.tree.flatten(state.params)
         numbers = _numbers(params[0].dtype, 0, 0, 0, *_of(hyper, rate, rows))
-        params, norm, finite = _learned(params, [jnp.int32(0), jnp.int32(0), finite, *numbers], jax.tree.leaves(gradients))
+        scalars = jnp.int32(0), jnp.int32(0), finite, *numbers
+        params, norm, finite = _learned(params, scalars, jax.tree.leaves(gradients))
         return jax.tree.unflatten(structure, params), state.optimizer, norm, finite
 
     return tables.dense(optimizer)._replace(learn=learn)
@@ -54,7 +54,8 @@ def adam(optimizer: optimizers.Adam, has_table: bool) -> Table:
         table = state.params.input
         results = [_like((*ids.shape, table.shape[1]), table.dtype)]
         results += [_like((n,), jnp.int32) for n in (ids.size, ids.size + 1, 1)]
-        x, *found = targets.call("read", table.dtype, results)(*wide(state), *counts(state), *numbers(state), ids, length)
+        call = targets.call("read", table.dtype, results)
+        x, *found = call(*wide(state), *counts(state), *numbers(state), ids, length)
         return x, found
 
     def settle(state: TrainState):

@@ -58,8 +58,8 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None, launcher
             elif key != "hydra.run.dir":
                 choices.append([Value(line)])
         if hydra and not launcher:  # the words about the launcher are checked with those of the first job
-            found = config.composed(loader, [*hydra, *(values[0].line for values in choices)])
-            launcher = found.config.hydra.runtime.choices["hydra/launcher"]
+            first = config.composed(loader, [*hydra, *(values[0].line for values in choices)])
+            launcher = first.config.hydra.runtime.choices["hydra/launcher"]
         jobs, refused = [], []
         for number, found in enumerate(settings(loader, itertools.product(*choices), known)):
             if isinstance(found, Settings):

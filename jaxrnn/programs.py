@@ -191,9 +191,9 @@ def build(
     across = Mesh(np.array(devices), (AXIS,))
     in_c = in_c and axis is None
     drawn, plain = (keys.in_c, keys.plain) if in_c else (lambda key: key,) * 2
-    rectangle = partial(gather, max_length=max_length)
-    if in_c:
-        rectangle = lambda data, order, step: ends.gather(*data, order, step, max_length)  # noqa: E731
+    def rectangle(data: Data, order: Array, step: Array) -> Batch:
+        return ends.gather(*data, order, step, max_length) if in_c else gather(data, order, step, max_length)
+
     fast = fused.update(optimizer, model.has_table) if in_c else None
     late = model.has_table and (fast is not None or _late(model, optimizer, order[1] * max_length))
     way = tables.deferred if late else tables.dense

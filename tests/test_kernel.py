@@ -18,8 +18,9 @@ from jaxrnn.unroll import kernel as module
 
 pytestmark = pytest.mark.skipif(no_kernel() is not None, reason=str(no_kernel()))
 
-# T, B, D, H: one of each; no multiples of a vector; one row; enough work for several parts, of unequal rows
-SIZES = [(1, 1, 1, 1), (9, 5, 17, 20), (40, 1, 16, 64), (23, 61, 48, 50)]
+# T, B, D, H: one of each; no multiples of a vector; few rows and one, so that weights are read as they lie; enough work
+# for several parts, of unequal rows
+SIZES = [(1, 1, 1, 1), (9, 5, 17, 20), (4, 3, 18, 40), (40, 1, 16, 64), (9, 1, 24, 33), (23, 61, 48, 50)]
 
 
 def answers(cell, unroll, sizes, dtype, reverse=False):
@@ -45,6 +46,14 @@ def test_any_size_is_bptt(cell_name, sizes):
     cell = member("cells", cell_name)(*sizes[2:])
     fast = answers(cell, member("unroll", "kernel"), sizes, jnp.float64, reverse=sizes[0] == 9)
     assert distance(fast, answers(cell, member("unroll", "bptt"), sizes, jnp.float64, reverse=sizes[0] == 9)) < 1e-10
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("cell_name", CELLS)
+def test_any_size_in_single_precision(cell_name, sizes):
+    cell = member("cells", cell_name)(*sizes[2:])
+    fast = answers(cell, member("unroll", "kernel"), sizes, jnp.float32, reverse=sizes[0] == 9)
+    assert distance(fast, answers(cell, member("unroll", "bptt"), sizes, jnp.float32, reverse=sizes[0] == 9)) < 3e-5
 
 
 @pytest.mark.parametrize("name", module.ACTIVATIONS)

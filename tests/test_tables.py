@@ -93,6 +93,30 @@ def test_plain_descent_in_c_is_that_of_optax(corpus):
     assert distance(others, params) < 2e-4
 
 
+@pytest.mark.parametrize(("scale", "made"), [(1.0, 1), (1e25, 1), (1e34, 0)])
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.skipif(no_kernel() is not None, reason=str(no_kernel()))
+def test_plain_descent_of_large_weights_stays_finite_or_is_refused(corpus, scale, made):
+    """Weights whose squares overflow are moved with care; an update past the largest float is not made."""
+    model = jaxrnn.rnn(vocabulary_size=V, classes=2, input="one_hot", hidden_size=5, activation="sigmoid")
+    rule = optimizers.transformation("sgd", momentum=0.0, nesterov=False)
+    programs = fit.build(model, rule, optimizers.constant, corpus, order=(STEPS, BATCH), eval_order=(2, BATCH),
+                         max_length=8, in_c=True)  # fmt: skip
+    state = programs.init(np.uint32(0), np.float32(1))
+    (cell,) = state.params.layers
+    state = state._replace(params=state.params._replace(layers=(cell._replace(W_xh=scale * cell.W_xh),)))
+    before = jax.tree.map(np.array, state.params)
+    numbers = Hyper(*(np.float32(number) for number in Hyper(1e3, weight_decay=1e3)))
+    order = plan(0)
+    after, _, count = programs.segment(state, numbers, programs.data, order, np.int32(0), np.int32(1), np.bool_(True))
+    assert int(count) == made
+    if made:
+        decayed = before.layers[0].W_xh * np.float32(1 - 1e6)
+        assert distance(np.array(after.params.layers[0].W_xh), decayed) < 1e-3
+    else:
+        assert distance(after.params, before) == 0
+
+
 def test_two_devices_are_one(corpus, deferred):
     quiet = NUMBERS._replace(word_dropout_rate=0.0)
     losses, params, _ = run(deferred, quiet)

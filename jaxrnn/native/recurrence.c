@@ -411,6 +411,17 @@ static void backward(const Call *s, int M, int N, int from, const real *const *a
     for (int i = 0; i < M; i++) axpys(s->H, N, a[i], s->W_hh + (size_t)from * s->H, c[i], mode);
 }
 
+/* out[T][B][width] = 0 past the end of each row: for a share of neighbouring rows, since those that have ended at a step are
+   mostly neighbours, and one call for all of them is faster */
+static void silence(const Call *s, int p, real *out, int width) {
+  int from = (int64_t)s->B * p / s->parts, to = (int64_t)s->B * (p + 1) / s->parts;
+  for (int t = 0; t < s->T; t++)
+    for (int row = from, end; row < to; row = end + 1) {
+      for (end = row; end < to && !longer(s, end, t); end++) {}
+      if (end > row) memset(out + index_of(s, t, row) * width, 0, sizeof(real) * width * (end - row));
+    }
+}
+
 static size_t room_of_part(const Call *s) {
   size_t rows = s->B / s->parts + 1, most = CHUNK + rows, pointer = sizeof(real *) * most;
   size_t width = s->G > s->A ? s->G : s->A;
@@ -465,9 +476,8 @@ static void forward_part(void *given, int p) {
     const real *last = length > 0 ? s->y + index_of(s, s->reverse ? 0 : length - 1, row) * H : s->zeros;
     memcpy(s->state + (size_t)row * H, last, sizeof(real) * H);
     if (cell == LSTM) memcpy(s->c_state + (size_t)row * H, c + (size_t)i * H, sizeof(real) * H);
-    for (int t = length > 0 ? length : 0; t < s->T; t++)
-      memset(s->y + index_of(s, t, row) * H, 0, sizeof(real) * H);
   }
+  silence(s, p, s->y, H);
 }
 
 /* the sums of one part: dW_xh [G, D], dW_hh [G, H], db [G], db_q [H] */
@@ -537,11 +547,7 @@ static void backward_part(void *given, int p) {
       for (int i = 0; i < rows; i++) EACH(H) AT(db_q + j) += GET(a[i] + 3 * H + j);
     }
   }
-  for (int i = 0; i < part.n; i++) {
-    int length = s->length[part.row[i]];
-    for (int t = length > 0 ? length : 0; t < s->T; t++)
-      memset(s->dx + index_of(s, t, part.row[i]) * of_x, 0, sizeof(real) * of_x);
-  }
+  silence(s, p, s->dx, of_x);
 }
 
 /* rows, longest first; equal ones as they came; count: room for T + 2 */
