@@ -33,7 +33,7 @@ class Compiler:
     """Compiles what it is given in that order; as a context it takes nothing more after its end, and does not wait."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(AT_ONCE)
+        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="compiler")
         self._begun: list[Future[Any]] = []
 
     def __enter__(self) -> "Compiler":

@@ -62,6 +62,7 @@ def fit(
     position before it. With `go_back`, training goes on after each of the others from the state that it returns.
     """
     hyper = jax.device_put(Hyper(*(np.float32(number) for number in hyper)))  # once, not at every call
+    valid_rows = jax.device_put(_padded(programs, valid_order))
     state, now = start or (programs.init(np.uint32(seed), np.float32(init_scale)), Position())
     best, waited, done, pace, refused = now.score, now.waited, now.step, None, now.refused
     for epoch in range(now.epoch + now.ended, epochs + 1):
@@ -104,7 +105,7 @@ def fit(
         whole = Log(*(field.astype(np.float64) for field in _joined(logs)))
         rows = max(whole.weight.sum(), 1.0)
         train = {"loss": float((whole.loss * whole.weight).sum() / rows), "accuracy": float(whole.correct.sum() / rows)}
-        valid = measure(programs, state.params, valid_order)
+        valid = _measured(programs, state.params, valid_rows)
         score = (valid["accuracy"], -valid["loss"])
         improved = score > best
         best, waited = (score, 0) if improved else (best, waited + 1)
@@ -123,22 +124,27 @@ def _joined(logs):
 
 def measure(programs: Programs, params, order: np.ndarray) -> dict:
     """{"loss", "accuracy"} over the rows of `order`, which may be shorter than the compiled [S, B]."""
-    sums, _ = programs.answers(params, programs.data, _padded(programs, order), np.int32(len(order)))
+    return _measured(programs, params, _padded(programs, order))
+
+
+def _measured(programs, params, rows):
+    sums, _ = programs.answers(params, programs.data, *rows)
     loss, correct, rows = (float(np.asarray(number)) for number in sums)
     return {"loss": loss / rows, "accuracy": correct / rows}
 
 
 def logits(programs: Programs, params, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The rows of `order` that are real, and their logits, in that order."""
-    _, answers = programs.answers(params, programs.data, _padded(programs, order), np.int32(len(order)))
+    _, answers = programs.answers(params, programs.data, *_padded(programs, order))
     real = order >= 0
     return order[real], np.asarray(answers)[: len(order)][real]
 
 
 def _padded(programs, order):
+    """The order as `answers` takes it: in the compiled shape, and how many passes it is."""
     full = np.full(programs.eval_order, -1, np.int32)
     full[: len(order), : order.shape[1]] = order
-    return full
+    return full, np.int32(len(order))
 
 
 def _not_finite(update):
