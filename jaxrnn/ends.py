@@ -35,7 +35,7 @@ def score(features: Array, W_hy: Array, b_y: Array, target: Array, weight: Array
 def _score(features, W_hy, b_y, target, weight):
     shapes = [(), (), (), features.shape, W_hy.shape, b_y.shape]
     call = targets.call("score", features.dtype, [_like(features.dtype, *shape) for shape in shapes])
-    loss, correct, rows, *gradients = call(features, W_hy, b_y, target, weight.astype(features.dtype))
+    loss, correct, rows, *gradients = call(features, W_hy, b_y, target.astype(jnp.int32), weight.astype(features.dtype))
     return Sums(loss, correct, rows), gradients
 
 

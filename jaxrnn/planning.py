@@ -44,20 +44,21 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None, launcher
     directory, hydra = None, []
     known: Known = {}
     with config.opened(config_dir) as loader:
-        choices = []
+        choices, swept = [], False
         for line, override in zip(overrides, parsed(loader, overrides), strict=True):
             key = override.get_key_element()
             if key == "hydra.sweep.dir":
                 directory = str(override.value())
             elif key == "hydra/launcher" or key.startswith("hydra.launcher."):
                 hydra.append(line)
+                swept = swept or override.is_sweep_override()
             elif override.is_sweep_override():
                 choices.append(list(values(loader, override)))
                 if not choices[-1]:
                     raise ConfigurationError(f"{line}: expected at least one value to sweep over, found none")
             elif key != "hydra.run.dir":
                 choices.append([Value(line)])
-        if hydra and not launcher:  # the words about the launcher are checked with those of the first job
+        if swept or (hydra and not launcher):  # words about the launcher are checked with those of the first job
             first = config.composed(loader, [*hydra, *(values[0].line for values in choices)])
             launcher = first.config.hydra.runtime.choices["hydra/launcher"]
         jobs, refused = [], []

@@ -63,11 +63,13 @@ class Fixed(NamedTuple):
 
 def fixed(overrides: Sequence[str], *, config_dir: str | None = None) -> Fixed:
     """Composed once, before anything else is looked at."""
+    from omegaconf.errors import OmegaConfBaseException
+
     with config.opened(config_dir) as loader:
         pairs = zip(overrides, planning.parsed(loader, overrides), strict=True)
         found = config.composed(loader, [line for line, override in pairs if not override.is_sweep_override()])
         settings = None
-        with suppress(ConfigurationError):  # the jobs will say so, if it is wrong for them too
+        with suppress(ConfigurationError, OmegaConfBaseException):  # the jobs will say so, if it is wrong for them too
             settings = config.checked(loader, found)
         choices = found.config.hydra.runtime.choices
         return Fixed(choices["hydra/sweeper"], choices["hydra/launcher"], settings)

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
                 from jaxrnn import study
 
                 return study.run(search)
-        if fixed.settings and not fixed.settings.dry_run:
+        if fixed.settings and not fixed.settings.dry_run and fixed.launcher in planning.LAUNCHERS:
             begin(fixed.settings)
         from jaxrnn.sweep import sweep
 

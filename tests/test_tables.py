@@ -93,10 +93,12 @@ def test_plain_descent_in_c_is_that_of_optax(corpus):
     assert distance(others, params) < 2e-4
 
 
-@pytest.mark.parametrize(("scale", "made"), [(1.0, 1), (1e25, 1), (1e34, 0)])
+@pytest.mark.parametrize(("scale", "rate", "decay", "made"), [
+    (1.0, 1e3, 1e3, 1), (1e25, 1e3, 1e3, 1), (1e34, 1e3, 1e3, 0), (1e10, 1e-30, 1e38, 0)
+])  # fmt: skip
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.skipif(no_kernel() is not None, reason=str(no_kernel()))
-def test_plain_descent_of_large_weights_stays_finite_or_is_refused(corpus, scale, made):
+def test_plain_descent_of_large_weights_stays_finite_or_is_refused(corpus, scale, rate, decay, made):
     """Weights whose squares overflow are moved with care; an update past the largest float is not made."""
     model = jaxrnn.rnn(vocabulary_size=V, classes=2, input="one_hot", hidden_size=5, activation="sigmoid")
     rule = optimizers.transformation("sgd", momentum=0.0, nesterov=False)
@@ -106,7 +108,7 @@ def test_plain_descent_of_large_weights_stays_finite_or_is_refused(corpus, scale
     (cell,) = state.params.layers
     state = state._replace(params=state.params._replace(layers=(cell._replace(W_xh=scale * cell.W_xh),)))
     before = jax.tree.map(np.array, state.params)
-    numbers = Hyper(*(np.float32(number) for number in Hyper(1e3, weight_decay=1e3)))
+    numbers = Hyper(*(np.float32(number) for number in Hyper(rate, weight_decay=decay)))
     order = plan(0)
     after, _, count = programs.segment(state, numbers, programs.data, order, np.int32(0), np.int32(1), np.bool_(True))
     assert int(count) == made

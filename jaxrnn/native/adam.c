@@ -401,7 +401,7 @@ XLA_FFI_Error *jaxrnn_learn(XLA_FFI_CallFrame *call) {
   real norm = sqrt(square) * s.k.share, after = isinf(s.k.limit) ? norm : (real)sqrt(limited);
   s.k.scale = fmin(1, number(call, scalars + 10) / fmax(after, TINY));
   int finite = *(const uint8_t *)argument(call, scalars + 2) && isfinite(norm);
-  int sure = each == 1 && !atomic_load(&s.large) && s.k.rate * norm < 1e30 && s.k.rate * s.k.decay < 1e10;
+  int sure = each == 1 && !atomic_load(&s.large) && fabs(s.k.rate) < 1e10 && s.k.decay < 1e10 && norm < 1e19;
   for (int n = 0; sure && n < s.pieces; n++) s.piece[n].moved = s.piece[n].p; /* cannot leave the finite numbers */
   if (finite) {
     in_parallel(call, threads, tasks, move_task, &s);
