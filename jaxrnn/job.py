@@ -188,6 +188,7 @@ def learn(
                     stop = arrived()
                     due = (every and now.step % every == 0) or time.monotonic() - last >= seconds
                     if stop or due or (now.refused and now.position.step < now.refused.step):
+                        log.flush()
                         progress.save(folder, settings, mark, programs, now, best, told, summary["bitwise"])
                         saved, last = (now.step, now.position.ended), time.monotonic()
                     if stop:
@@ -196,6 +197,7 @@ def learn(
                         summary["status"] = "pruned"
                         break
             if now and saved != (now.step, now.position.ended):
+                log.flush()
                 progress.save(folder, settings, mark, programs, now, best, told, summary["bitwise"])
     finally:
         log.close()

@@ -4,18 +4,20 @@ An epoch is {"step", "epoch", "train": {"loss", "accuracy"}, "valid": {"loss", "
 step {"step", "epoch", "loss", "grad_norm"}, a measurement of the gradient is what `monitor.record` says. A run that
 learns from a single text has also "prediction", the probability of its label, and "loss_base10": -log10 of it, beside
 the loss in nats.
+
+A file gets its lines at most `runs.HELD` seconds late: epochs of a millisecond would spend a tenth of it on each
+line. With `tick`, `flush` and `close` it gets them at once.
 """
 
-import csv as table
+import json
 import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from jaxrnn.checkpoints import storing
 from jaxrnn.errors import ConfigurationError, unknown
-from jaxrnn.runs import append_line
+from jaxrnn.runs import Lines
 
 LINES = 100  # a plain log has no more epoch lines than about this
 BAR = 24  # characters
@@ -32,6 +34,7 @@ class Logger(NamedTuple):
     step: Callable[[Mapping[str, Any]], None] = _nothing
     flow: Callable[[Mapping[str, Any]], None] = _nothing
     tick: Callable[[int, int, int, float], None] = _nothing  # epoch, updates done, updates in all, loss
+    flush: Callable[[], None] = _nothing  # everything told so far is handed to the system
     close: Callable[[], None] = _nothing
 
 
@@ -89,34 +92,26 @@ def console(folder: Path, stream: TextIO | None = None, epochs: int = 1) -> Logg
 
 def jsonl(folder: Path, stream: TextIO | None = None, epochs: int = 1) -> Logger:
     """metrics.jsonl: every record, one JSON object per line."""
-    path = folder / "metrics.jsonl"
-    with storing(path):
-        path.open("a").close()
+    lines = Lines(folder / "metrics.jsonl")
 
     def write(record: Mapping[str, Any]) -> None:
-        append_line(path, record)
+        lines.add(json.dumps(record, allow_nan=False))
 
-    return Logger(epoch=write, step=write, flow=write)
+    return Logger(write, write, write, lines.flush, lines.flush, lines.close)
 
 
 def csv(folder: Path, stream: TextIO | None = None, epochs: int = 1) -> Logger:
     """metrics.csv: one row per epoch, for a spreadsheet."""
-    path = folder / "metrics.csv"
-    with storing(path):
-        file = path.open("a", encoding="utf-8", newline="")
-    rows = table.writer(file, lineterminator="\n")
-    columns = ["epoch", "step", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy", "seconds"]
+    lines = Lines(folder / "metrics.csv")
+    if lines.empty:
+        lines.add("epoch,step,train_loss,train_accuracy,valid_loss,valid_accuracy,seconds")
 
     def write(record: Mapping[str, Any]) -> None:
-        with storing(path):
-            if not file.tell():
-                rows.writerow(columns)
-            train, valid = record["train"], record["valid"]
-            values = (train["loss"], train["accuracy"], valid["loss"], valid["accuracy"], record["seconds"])
-            rows.writerow([record["epoch"], record["step"], *values])
-            file.flush()
+        train, valid = record["train"], record["valid"]
+        values = (train["loss"], train["accuracy"], valid["loss"], valid["accuracy"], record["seconds"])
+        lines.add(",".join(map(str, (record["epoch"], record["step"], *values))))
 
-    return Logger(epoch=write, close=file.close)
+    return Logger(epoch=write, tick=lines.flush, flush=lines.flush, close=lines.close)
 
 
 MEMBERS = {"console": console, "jsonl": jsonl, "csv": csv}

@@ -38,6 +38,7 @@ from jaxrnn.packing import Piece, arrays, packed
 ROOT = Path("runs")
 SEAL = "# sha256 of what stands above: "
 LARGEST_CONFIG = 1 << 20  # bytes
+HELD = 0.05  # seconds that a line may wait for others
 LONGEST_LINE = 1 << 20  # bytes of a record in a .jsonl file
 FOLDERS = ("checkpoints", "model", "plots")  # of a run
 MODEL_FILES = ("model.json", "params.safetensors", "vocabulary.json")
@@ -105,16 +106,32 @@ def _holder(content: bytes) -> str:
         return "another process"
 
 
-def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """One JSON object as a line of its own, in one write: lines of several writers do not mix."""
-    with storing(path):
-        held = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        try:
-            line = (json.dumps(record, allow_nan=False) + "\n").encode()
-            if os.write(held, line) != len(line):
+class Lines:
+    """A file that grows by whole lines, several in one write: those of another writer do not mix with them."""
+
+    def __init__(self, path: Path):
+        self.path, self.held, self.written = path, bytearray(), time.monotonic()
+        with storing(path):
+            self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            self.empty = os.fstat(self.file).st_size == 0
+
+    def add(self, line: str) -> None:
+        self.held += line.encode() + b"\n"
+        if time.monotonic() - self.written >= HELD:
+            self.flush()
+
+    def flush(self, *_: Any) -> None:
+        lines, self.held = self.held, bytearray()
+        with storing(self.path):
+            if lines and os.write(self.file, lines) != len(lines):
                 raise OSError(errno.ENOSPC, "half a line was written")
+        self.written = time.monotonic()
+
+    def close(self) -> None:
+        try:
+            self.flush()
         finally:
-            os.close(held)
+            os.close(self.file)
 
 
 def read_lines(path: Path) -> Iterator[Any]:

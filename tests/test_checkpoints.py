@@ -152,8 +152,12 @@ def test_lines_of_several_writers_stay_whole(tmp_path):
     path = tmp_path / "metrics.jsonl"
 
     def write(who):
+        lines = runs.Lines(path)
         for number in range(100):
-            runs.append_line(path, {"who": who, "number": number, "text": "x" * 200})
+            lines.add(json.dumps({"who": who, "number": number, "text": "x" * 200}))
+            if number % 3 == 0:
+                lines.flush()
+        lines.close()
 
     writers = [threading.Thread(target=write, args=(who,)) for who in range(8)]
     for writer in writers:
@@ -175,7 +179,7 @@ KINDS += [np.float64, np.int64, np.uint64]
 
 def test_arrays_are_packed_as_the_library_packs_them():
     stream = np.random.default_rng(0)
-    named = {f"{kind.__name__}.ä\"{n}": stream.integers(0, 2, (3, n)).astype(kind) for kind in KINDS for n in (2, 5)}
+    named = {f'{kind.__name__}.ä"{n}': stream.integers(0, 2, (3, n)).astype(kind) for kind in KINDS for n in (2, 5)}
     named |= {"empty": np.zeros((0, 3), np.float32), "number": np.array(7, np.int32)}
     named["across"] = named['float32.ä"5'].T
     for held in (named, {}):

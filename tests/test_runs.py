@@ -228,6 +228,32 @@ def test_loggers_write_every_epoch(tmp_path, capsys):
     assert len(table) == 4
 
 
+def test_lines_reach_the_file_in_time(tmp_path, monkeypatch):
+    now, path = [100.0], tmp_path / "metrics.jsonl"
+    monkeypatch.setattr(runs.time, "monotonic", lambda: now[0])
+
+    def written():
+        return len(path.read_text().splitlines())
+
+    log = loggers.opened(("jsonl", "csv"), tmp_path, 9)
+    log.epoch(record(1))
+    assert written() == 0
+    now[0] += 2 * runs.HELD
+    log.epoch(record(2))
+    assert written() == 2
+    log.epoch(record(3))
+    log.tick(4, 5, 10, 0.7)
+    assert written() == 3
+    log.epoch(record(4))
+    log.flush()
+    assert written() == len((tmp_path / "metrics.csv").read_text().splitlines()) - 1 == 4
+    log.epoch(record(5))
+    log.close()
+    assert written() == 5
+    loggers.opened(("csv",), tmp_path, 9).close()
+    assert (tmp_path / "metrics.csv").read_text().count("epoch") == 1
+
+
 def test_a_long_plain_log_is_thinned_and_ends_with_its_last_epoch(tmp_path, capsys):
     log = loggers.opened(("console",), tmp_path, 1000)
     for epoch in range(1, 996):

@@ -60,8 +60,12 @@ def test_a_sweep_that_was_killed_runs_what_is_missing(basis, cache, tmp_path):
 
 
 def append(path, who):
+    lines = runs.Lines(path)
     for number in range(200):
-        runs.append_line(path, {"who": who, "number": number, "text": "x" * 300})
+        lines.add(json.dumps({"who": who, "number": number, "text": "x" * 300}))
+        if number % 3 == 0:
+            lines.flush()
+    lines.close()
 
 
 @pytest.mark.fault("F4")
