@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrnn import artefact, command, devices, predict, runs
+from jaxrnn import artefact, command, devices, orders, predict, runs
 from jaxrnn.data import Splits
 from jaxrnn.errors import ArtefactError, ConfigurationError
 from jaxrnn.steptable import printable
@@ -59,7 +59,7 @@ def opened(run: str, device: str = "auto") -> Opened:
         answers = jax.jit(programs.make_answers(trained.model, int(corpus.length.max())))
 
     def answered(wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        order = text.plain_order(wanted, corpus.length, ROWS)
+        order = orders.plain(wanted, corpus.length, ROWS)
         with jax.default_device(place):
             _, logits = answers(trained.params, data, order, np.int32(len(order)))
         return np.asarray(logits)[order >= 0], order[order >= 0]

@@ -129,7 +129,7 @@ def measure(programs: Programs, params, order: np.ndarray) -> dict:
 
 def _measured(programs, params, rows):
     sums, _ = programs.answers(params, programs.data, *rows)
-    loss, correct, rows = (float(np.asarray(number)) for number in sums)
+    loss, correct, rows = np.asarray(sums).tolist()
     return {"loss": loss / rows, "accuracy": correct / rows}
 
 

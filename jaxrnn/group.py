@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrnn import artefact, devices, foreign, text
+from jaxrnn import artefact, devices, foreign, orders, text
 from jaxrnn.errors import ConfigurationError
 from jaxrnn.settings import Settings, plain
 
@@ -67,7 +67,7 @@ class Group:
         """The rows of validation and test, in batches."""
         corpus = self.encoded.corpus
         rows = min(EVAL_ROWS, max(len(corpus.valid), len(corpus.test)))
-        return {s: text.plain_order(getattr(corpus, s), corpus.length, rows) for s in ("valid", "test")}
+        return {s: orders.plain(getattr(corpus, s), corpus.length, rows) for s in ("valid", "test")}
 
     @cached_property
     def programs(self) -> Any:

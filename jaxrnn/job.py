@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrnn import artefact, command, config, devices, flowlog, history, loggers, outline, progress, runs
+from jaxrnn import artefact, command, config, devices, flowlog, history, loggers, orders, outline, progress, runs
 from jaxrnn.errors import NumericalError, StorageError
 from jaxrnn.group import Group, prepare
 from jaxrnn.settings import Settings
@@ -97,11 +97,11 @@ def learn(
     """Compile, train, save, measure, draw; `summary` is filled on the way, so that it is right wherever this ends."""
     import jax
 
-    from jaxrnn import fit, metrics, resuming, text
+    from jaxrnn import fit, metrics, resuming
 
     say = print if loud else (lambda *_: None)
     corpus, _, labels, report = group.encoded
-    length, orders = corpus.length, group.orders
+    length = corpus.length
     steps, updates = outline.extent(settings, group)
     runs.write(folder / "vocabulary.json", group.vocabulary)
     runs.write_json(folder / "overrides.json", list(settings.overrides))
@@ -130,8 +130,8 @@ def learn(
     reports = fit.fit(
         programs,
         hyper(settings, updates),
-        lambda epoch: text.order(corpus.train, length, settings.batch_size, settings.seed, epoch),
-        orders["valid"],
+        orders.plan(corpus.train, length, settings.batch_size, settings.seed),
+        group.orders["valid"],
         seed=settings.seed,
         epochs=settings.epochs,
         patience=settings.patience,
@@ -209,7 +209,7 @@ def learn(
     summary["examples_per_second"] = rows_seen / max(update_seconds, 1e-9)
     summary["tokens_per_second"] = summary["examples_per_second"] * float(length[corpus.train].mean())
 
-    found, logits = fit.logits(programs, resuming.spread(programs.placed.params, best), orders["test"])
+    found, logits = fit.logits(programs, resuming.spread(programs.placed.params, best), group.orders["test"])
     summary["test"] = metrics.measure(logits, corpus.target[found]) | {"labels": labels}
     summary["baselines"] = group.baselines
     if settings.plots != "never":

@@ -2,7 +2,7 @@
 
     state = init(seed, init_scale)
     state, log, made = segment(state, hyper, data, order [S, B], begin, end, last)    updates begin .. end - 1
-    sums, logits = answers(params, data, order, end)
+    sums [3], logits = answers(params, data, order, end)
 
 and, where it is asked for, a fourth that measures how the gradient flows (see `monitor`).
 
@@ -143,7 +143,7 @@ def make_segment(update: Callable, settle: Callable, gather: Callable) -> Callab
 
 
 def make_answers(model: Model, max_length: int, axis: str | None = None) -> Callable:
-    """answers(params, data, order [S, B], end) -> (Sums over all rows, logits [S, B, ...]), without noise."""
+    """answers(params, data, order [S, B], end) -> (Sums over all rows as [3], logits [S, B, ...]), without noise."""
 
     def logits_of(params, batch):
         if model.has_table:
@@ -156,10 +156,10 @@ def make_answers(model: Model, max_length: int, axis: str | None = None) -> Call
             batch = gather(data, order, s, max_length)
             z = logits_of(params, batch)
             _, sums = model.score(z, batch)
-            return jax.tree.map(jnp.add, total, sums), logits.at[s].set(z)
+            return total + jnp.stack(sums), logits.at[s].set(z)
 
         z = jax.eval_shape(lambda: logits_of(params, gather(data, order, 0, max_length)))
-        nothing = (Sums(*(jnp.zeros(()),) * 3), jnp.zeros((len(order), *z.shape), z.dtype))
+        nothing = (jnp.zeros(len(Sums._fields)), jnp.zeros((len(order), *z.shape), z.dtype))
         sums, logits = lax.fori_loop(0, end, one, nothing)
         return (sums if axis is None else lax.psum(sums, axis)), logits
 
@@ -191,6 +191,7 @@ def build(
     across = Mesh(np.array(devices), (AXIS,))
     in_c = in_c and axis is None
     drawn, plain = (keys.in_c, keys.plain) if in_c else (lambda key: key,) * 2
+
     def rectangle(data: Data, order: Array, step: Array) -> Batch:
         return ends.gather(*data, order, step, max_length) if in_c else gather(data, order, step, max_length)
 

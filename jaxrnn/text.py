@@ -1,4 +1,4 @@
-"""Text to numbers: tokenizers, the vocabulary, the corpus, and the order in which its rows are met.
+"""Text to numbers: tokenizers, the vocabulary, the corpus.
 
 A text becomes tokens, a token its place in the vocabulary: 0 padding, 1 unknown, 2 end of text (only with
 `end=True`), then the tokens of the training split by falling frequency, equal ones alphabetically.
@@ -27,7 +27,6 @@ HEAD = 12  # numbers before the tokens: a large array lies 16 bytes past a page,
 # where the compiled programs can use them as they are; elsewhere they would be copied
 ONE_UNKNOWN = array("i", [1]).tobytes()
 MOST_CLASSES = 10_000
-POOL = 50  # batches sorted by length together: 4 % padding on SST-2 sentences, 63 % without
 
 WORD = re.compile(
     r"""
@@ -302,29 +301,3 @@ def encode_texts(
                 tokens.append(2)
         offset.append(len(tokens))
     return np.frombuffer(tokens, np.int32) if tokens else np.zeros(0, np.int32), np.frombuffer(offset, np.int32)
-
-
-def order(rows: np.ndarray, length: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    """Row numbers of one epoch's batches, [S, B] int32, every row once and -1 where the last batch is not full.
-
-    A pure function of seed and epoch: shuffled, sorted by length in pools of 50 batches, cut, the batches shuffled.
-    `length` [R] is that of all rows of the corpus.
-    """
-    stream = np.random.Philox(key=np.array([seed, epoch], np.uint64))
-    shuffled = rows[np.argsort(stream.random_raw(len(rows)), kind="stable")]
-    pool = np.arange(len(rows)) // (POOL * batch_size)
-    batches = cut(shuffled[np.lexsort((length[shuffled], pool))], batch_size)
-    return batches[np.argsort(stream.random_raw(len(batches)), kind="stable")]
-
-
-def plain_order(rows: np.ndarray, length: np.ndarray, batch_size: int) -> np.ndarray:
-    """Row numbers in batches for measuring, [S, B] int32, by length, -1 where the last batch is not full."""
-    return cut(rows[np.argsort(length[rows], kind="stable")], batch_size)
-
-
-def cut(rows: np.ndarray, batch_size: int) -> np.ndarray:
-    """Rows in batches, [S, B], the rest of the last one filled with -1."""
-    steps = -(-len(rows) // batch_size)
-    batches = np.full(steps * batch_size, -1, np.int32)
-    batches[: len(rows)] = rows
-    return batches.reshape(steps, batch_size)

@@ -16,7 +16,7 @@ LAYER = {
     **dict.fromkeys(["layers", "heads", "outputs", "model", "targets", "keys", "ends"], NETWORK),
     **dict.fromkeys(["fit", "programs", "compiling", "tables", "fused", "resuming", "optimizers"], LEARNING),
     **dict.fromkeys(["population", "insight", "flow", "attribution", "gradients", "monitor"], LEARNING),
-    **dict.fromkeys(["config", "text", "data", "runs", "checkpoints", "packing"], WORLD),
+    **dict.fromkeys(["config", "text", "orders", "data", "runs", "checkpoints", "packing"], WORLD),
     **dict.fromkeys(["history", "loggers", "plots", "baselines", "metrics", "sweeps"], WORLD),
     **dict.fromkeys(["settings", "vocabulary", "devices", "artefact", "foreign"], WORLD),
     **dict.fromkeys(["steptable", "picture", "page", "behaviour", "document", "reportpage"], WORLD),

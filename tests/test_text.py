@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from jaxrnn import text
+from jaxrnn import orders, text
 from jaxrnn.data import Splits
 from jaxrnn.errors import ArtefactError, DataError
 
@@ -191,24 +191,39 @@ def test_a_huge_vocabulary_is_refused_at_once():
     assert time.perf_counter() - start < 5
 
 
+def one_order(rows, length, batch_size, seed, epoch):
+    """As it was drawn when the first checkpoints were written: they are taken up in the middle of an epoch."""
+    stream = np.random.Philox(key=np.array([seed, epoch], np.uint64))
+    shuffled = rows[np.argsort(stream.random_raw(len(rows)), kind="stable")]
+    pool = np.arange(len(rows)) // (50 * batch_size)
+    batches = orders.cut(shuffled[np.lexsort((length[shuffled], pool))], batch_size)
+    return batches[np.argsort(stream.random_raw(len(batches)), kind="stable")]
+
+
 @pytest.mark.parametrize(("rows", "batch_size"), [(1, 1), (7, 8), (64, 8), (1000, 7)])
 def test_an_epoch_has_every_row_once_in_an_order_of_seed_and_epoch(rows, batch_size):
     generator = np.random.default_rng(rows)
     length = generator.integers(1, 60, 2 * rows).astype(np.int32)
     mine = generator.permutation(2 * rows)[:rows].astype(np.int32)
-    orders = [text.order(mine, length, batch_size, *key) for key in [(0, 0), (0, 0), (0, 1), (1, 0)]]
-    for each in [*orders, text.plain_order(mine, length, batch_size)]:
+    keys = [(0, 0), (0, 0), (0, 1), (1, 0), (3, 1000), (2**40, 65)]
+    made = [orders.plan(mine, length, batch_size, seed)(epoch) for seed, epoch in keys]
+    for each, (seed, epoch) in zip(made, keys, strict=True):
+        np.testing.assert_array_equal(each, one_order(mine, length, batch_size, seed, epoch))
+    for each in [*made, orders.plain(mine, length, batch_size)]:
         assert each.shape == (-(-rows // batch_size), batch_size)
         assert each.dtype == np.int32
         assert sorted(each[each >= 0].tolist()) == sorted(mine.tolist())
-    np.testing.assert_array_equal(orders[0], orders[1])
+    np.testing.assert_array_equal(made[0], made[1])
     if rows > 10:
-        assert (orders[0] != orders[2]).any()
-        assert (orders[0] != orders[3]).any()
+        assert (made[0] != made[2]).any()
+        assert (made[0] != made[3]).any()
+    following = orders.plan(mine, length, batch_size, 5)
+    for epoch in (0, 1, 70, 2):  # in blocks of several
+        np.testing.assert_array_equal(following(epoch), one_order(mine, length, batch_size, 5, epoch))
 
 
 def test_batches_hold_little_padding():
     length = np.random.default_rng(0).integers(1, 50, 6920)
-    batches = text.order(np.arange(6920, dtype=np.int32), length, 32, 0, 0)
+    batches = orders.plan(np.arange(6920, dtype=np.int32), length, 32, 0)(0)
     real = np.where(batches >= 0, length[batches], 0)
     assert 1 - real.sum() / (real.max(axis=1) * 32).sum() < 0.06

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import rnn
 
-from jaxrnn import text
+from jaxrnn import orders
 from tests.benchmarks import accuracy_data as shared
 
 
@@ -50,10 +50,11 @@ def main():
     corpus, vocabulary = shared.read(given["data"])
     net = Net(shared.weights(np.random.default_rng(seed), vocabulary))
     adam = torch.optim.Adam(net.parameters(), lr=shared.RATE, fused=True)
-    valid = [batch(corpus, rows) for rows in text.plain_order(corpus.valid, corpus.length, 128)]
+    valid = [batch(corpus, rows) for rows in orders.plain(corpus.valid, corpus.length, 128)]
+    plan = orders.plan(corpus.train, corpus.length, shared.BATCH, seed)
     for epoch in range(int(given["epochs"])):
         net.train()
-        for rows in text.order(corpus.train, corpus.length, shared.BATCH, seed, epoch):
+        for rows in plan(epoch):
             tokens, length, target = batch(corpus, rows)
             adam.zero_grad(set_to_none=True)
             nn.functional.cross_entropy(net(tokens, length), target).backward()

@@ -1,6 +1,6 @@
 """Real rows for the ragged benchmarks: an .npz of tokens, offset, target and order [epochs, S, B] for all contestants.
 
-The order is that of `jaxrnn.text.order`: sorted by length within pools of 50 batches, the batches shuffled.
+The order is that of `jaxrnn.orders.plan`: sorted by length within pools of 50 batches, the batches shuffled.
 """
 
 import os
@@ -34,22 +34,22 @@ def splits(name: str, root: Path):
 
 def prepare(name: str, root: Path, folder: str, *, epochs: int, part: int | None) -> tuple[Problem, dict]:
     """Encode, order, write the .npz into `folder`. -> the problem, and counts of it for the record."""
-    from jaxrnn import text
+    from jaxrnn import orders, text
 
     tokenizer = text.words() if name == "sst" else text.words(size=WORDS)
     encoded = text.encode(splits(name, root), tokenizer, max_length=LONGEST)
     corpus, (E, H, B) = encoded.corpus, SIZES[name]
     length = corpus.length
-    orders = []
+    plan, taken = orders.plan(corpus.train, length, B, 0), []
     for epoch in range(epochs):
-        order = text.order(corpus.train, length, B, 0, epoch)
+        order = plan(epoch)
         full = order[(order >= 0).all(1)]  # whole batches only: the same work for every contestant
         if part and part < len(full):
             full = full[np.linspace(0, len(full) - 1, part).astype(int)]
-        orders.append(full)
+        taken.append(full)
     path = os.path.join(folder, f"{name}.npz")
-    np.savez(path, tokens=corpus.tokens, offset=corpus.offset, target=corpus.target, order=np.stack(orders))
-    rows = np.stack(orders)
+    np.savez(path, tokens=corpus.tokens, offset=corpus.offset, target=corpus.target, order=np.stack(taken))
+    rows = np.stack(taken)
     words = int(length[rows].sum() / epochs)
     padded = int((length[rows].max(2) * B).sum() / epochs)
     problem = Problem("vanilla", len(encoded.vocabulary), E, H, B, int(length.max()), rows.shape[1], corpus=path)
