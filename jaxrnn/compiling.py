@@ -30,10 +30,15 @@ class Program:
 
 
 class Compiler:
-    """Compiles what it is given in that order; as a context it takes nothing more after its end, and does not wait."""
+    """Compiles what it is given in that order; as a context it takes nothing more after its end, and does not wait.
 
-    def __init__(self) -> None:
+    `before` is waited for first: what the programs call may still be on its way while they are traced.
+    """
+
+    def __init__(self, before: Callable[[], None] | None = None) -> None:
+        self._before = before
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="compiler")
+        self._later = ThreadPoolExecutor(1, thread_name_prefix="compiler")
         self._begun: list[Future[Any]] = []
 
     def __enter__(self) -> "Compiler":
@@ -41,18 +46,29 @@ class Compiler:
 
     def __exit__(self, *_: Any) -> None:
         self._pool.shutdown(wait=False)
+        self._later.shutdown(wait=False)
 
     def begin(self, lowered: Any) -> Program:
         """`lowered` is a traced program, a jax.stages.Lowered, that somebody waits for."""
-        self._begun.append(self._pool.submit(lowered.compile))
+
+        def made() -> Any:
+            if self._before:
+                self._before()
+            return lowered.compile()
+
+        self._begun.append(self._pool.submit(made))
         return Program(self._begun[-1])
 
     def later(self, trace: Callable[[], Any]) -> Program:
-        """For a program that nobody waits for yet: `trace` gives the Lowered, when those that were begun are there."""
+        """For a program that nobody waits for yet: compiled when those that were begun are there, one after the other.
+
+        `trace` gives the Lowered; it is called while those are compiled, which takes little of Python's time.
+        """
         begun = list(self._begun)
 
         def made() -> Any:
+            lowered = trace()
             wait(begun)
-            return trace().compile()
+            return lowered.compile()
 
-        return Program(self._pool.submit(made))
+        return Program(self._later.submit(made))

@@ -5,7 +5,6 @@ still runs everything else.
 """
 
 import ctypes
-import functools
 import hashlib
 import importlib.util
 import os
@@ -17,6 +16,7 @@ import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 
 from jaxrnn import devices
@@ -28,6 +28,12 @@ FLAGS = ("-O2", "-std=gnu11", "-fno-math-errno", "-fPIC", "-shared")
 COMPILERS = ("cc", "gcc", "clang")  # after $CC
 
 _limits: list[ctypes.c_int] = []  # of each library that is loaded
+
+
+class NotCompiled(ConfigurationError):
+    """Why there is no C code on this machine."""
+
+
 _compiling = threading.Lock()  # a `load` that comes while `begin` is at it finds the library afterwards
 
 
@@ -35,15 +41,27 @@ def begin() -> None:
     """Start to compile it, unless that has been done, while other things are made ready for the `load` to come."""
 
     def ahead() -> None:
-        with suppress(ConfigurationError, OSError, RuntimeError):  # `load` meets the same, and says so
+        with suppress(NotCompiled, OSError, RuntimeError):  # `load` meets the same, and says so
             _kept(_command())
 
     threading.Thread(target=ahead).start()
 
 
-@functools.cache
+def expect() -> bool:
+    """Let programs be traced that will call it. Is it there; NotCompiled where it can be seen that it never will be.
+
+    Where it is not there, `load` must have been called before such a program is compiled.
+    """
+    from jaxrnn import targets
+
+    command = _command()
+    targets.declare(_mark(command), "float32")
+    return (_folder() / f"{_mark(command)}.so").exists()
+
+
+@cache
 def load(*flags: str) -> None:
-    """Compile it, unless that has been done, and hand it to jax; ConfigurationError says why it cannot be.
+    """Compile it, unless that has been done, and hand it to jax; NotCompiled says why it cannot be.
 
     `flags` go to the compiler last: -DDOUBLE makes code for float64, -mno-avx512f for vectors of 8 floats.
     """
@@ -62,7 +80,7 @@ def _command(*flags: str) -> list[str]:
     names = filter(None, (os.environ.get("CC"), *COMPILERS))
     compiler = next(filter(None, map(shutil.which, names)), None)
     if compiler is None:
-        raise ConfigurationError(f"no C compiler: expected $CC or one of {', '.join(COMPILERS)} on the path")
+        raise NotCompiled(f"no C compiler: expected $CC or one of {', '.join(COMPILERS)} on the path")
     spec = importlib.util.find_spec("jaxlib")
     headers = Path(next(iter(spec.submodule_search_locations or [""]))) / "include" if spec else Path()
     native = "-mcpu=native" if platform.machine() == "arm64" else "-march=native"
@@ -71,11 +89,15 @@ def _command(*flags: str) -> list[str]:
 
 def _kept(command: list[str]) -> Path:
     """The library in the cache, compiled if need be."""
-    library = devices.private(devices.cache_folder().parent / "native") / f"{_mark(command)}.so"
+    library = devices.private(_folder()) / f"{_mark(command)}.so"
     with _compiling:
         if not library.exists():
             _compile(command, library)
     return library
+
+
+def _folder() -> Path:
+    return devices.cache_folder().parent / "native"
 
 
 def limit(threads: int) -> None:
@@ -90,16 +112,19 @@ def _compile(command: list[str], library: Path) -> None:
     with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(len(SOURCES)) as pool:
         objects = [str(Path(place) / f"{source.stem}.o") for source in SOURCES]
         calls = [[*command, "-c", str(source), "-o", out] for source, out in zip(SOURCES, objects, strict=True)]
-        list(pool.map(_call, calls))
+        begun = pool.submit(_call, calls[0])  # the longest, and Python, which goes on importing, come first
+        list(pool.map(partial(_call, behind=True), calls[1:]))
+        begun.result()
         _call([*command, *objects, "-o", str(aside)])
     aside.rename(library)
 
 
-def _call(command: list[str]) -> None:
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
+def _call(command: list[str], behind: bool = False) -> None:
+    before = ["nice"] if behind and shutil.which("nice") else []
+    made = subprocess.run([*before, *command], capture_output=True, text=True, check=False)
     if made.returncode:
         first = next((line for line in made.stderr.splitlines() if "error" in line), f"exit code {made.returncode}")
-        raise ConfigurationError(f"{command[0]} cannot compile {NATIVE.name}/*.c: {first.strip()}")
+        raise NotCompiled(f"{command[0]} cannot compile {NATIVE.name}/*.c: {first.strip()}")
 
 
 def _register(command: list[str], library: Path) -> None:
@@ -107,7 +132,7 @@ def _register(command: list[str], library: Path) -> None:
 
     held = ctypes.CDLL(str(library))
     dtype = "float64" if "-DDOUBLE" in command else "float32"
-    targets.register(_mark(command), dtype, {name: getattr(held, f"jaxrnn_{name}") for name in targets.FUNCTIONS})
+    targets.register(_mark(command), dtype, held)
     ctypes.c_int.in_dll(held, "jaxrnn_cores").value = devices.cores()
     _limits.append(ctypes.c_int.in_dll(held, "jaxrnn_threads"))
 

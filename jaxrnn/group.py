@@ -88,6 +88,7 @@ class Group:
             devices=self.devices,
             texts=monitor.texts(self.encoded.corpus) if self.measured else None,
             in_c=self.unroll == "kernel",
+            before=foreign.load if self.unroll == "kernel" else None,
         )
 
     @cached_property
@@ -144,8 +145,21 @@ def prepare(settings: Settings, say: Callable[[str], None], encoded: text.Encode
         rows = artefact.splits(settings.dataset.name, settings.dataset.settings)
         tokenizer = artefact.tokenizer(settings.tokenizer.name, settings.tokenizer.settings)
         encoded = text.encode(rows, tokenizer, max_length=settings.max_length)
+    made = assembled(settings, encoded, without_kernel(settings), say)
+    try:
+        if made.unroll == "kernel":
+            if foreign.expect() or settings.dry_run:
+                foreign.load()
+            else:
+                _ = made.programs  # are traced while the C code is compiled
+    except foreign.NotCompiled as error:
+        return assembled(settings, encoded, str(error), say)
+    return made
+
+
+def assembled(settings: Settings, encoded: text.Encoded, why_not: str | None, say: Callable[[str], None]) -> Group:
+    """The group of these rows; `why_not`: the reason to leave the kernel out."""
     network = artefact.network(settings, len(encoded.vocabulary), len(encoded.labels))
-    why_not = without_kernel(settings)
     work = artefact.work(network) * settings.batch_size * float(encoded.corpus.length[encoded.corpus.train].mean())
     work *= why_not is not None  # the kernel divides the rows itself
     chosen = devices.choose(settings.device.name, settings.device.count, work=work, rows=settings.batch_size)
@@ -186,7 +200,7 @@ def not_asked_for(settings: Settings) -> str | None:
 
 
 def without_kernel(settings: Settings) -> str | None:
-    """Why the kernel is not used, None where it is ready; compiles it if need be."""
+    """Why the kernel is not used, as far as can be told before it is compiled."""
     from jaxrnn import activations, model
     from jaxrnn.unroll.kernel import unfit
 
@@ -198,7 +212,7 @@ def without_kernel(settings: Settings) -> str | None:
     if why := unfit(make(1, 1, **given)):
         return f"it {why}"
     try:
-        foreign.load()
-    except ConfigurationError as error:
+        foreign.expect()
+    except foreign.NotCompiled as error:
         return str(error)
     return None

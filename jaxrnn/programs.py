@@ -178,12 +178,14 @@ def build(
     devices: Sequence | None = None,
     texts: tuple[Array, Array] | None = None,
     in_c: bool = False,
+    before: Callable[[], None] | None = None,
 ) -> Programs:
     """Put the corpus on the devices and compile the programs ahead of time: those that begin a run are waited for.
 
     `order` and `eval_order` are the shapes [S, B] of the orders that will be trained on and evaluated;
     B is a multiple of the number of devices. With `texts`, from `monitor.texts`, there is a fourth program: `readings`.
-    `in_c`: on one device, random numbers and the update by the C code that `foreign.load` has loaded (see `fused`).
+    `in_c`: on one device, random numbers and the update by the C code (see `fused`), which `foreign.load` has loaded,
+    or will have when `before` comes back, which is called before anything is compiled.
     """
     began = time.perf_counter()
     devices = list(devices) if devices else jax.devices()[:1]
@@ -231,7 +233,7 @@ def build(
         return jax.jit(function, in_shardings=shardings[0], out_shardings=shardings[1], **settings).lower(*arguments)
 
     hyper = Hyper(*(like(np.float32),) * len(Hyper._fields))
-    with Compiler() as compiler:
+    with Compiler(before) as compiler:
         segment = compiler.begin(
             traced(
                 make_segment(make_update(model, table, factor, axis, drawn), table.settle, rectangle),

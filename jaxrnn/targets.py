@@ -1,6 +1,9 @@
-"""The C functions of `native/` as jax knows them, from the moment that `foreign.load` has registered them."""
+"""The C functions of `native/` as jax knows them.
 
-from collections.abc import Callable, Mapping
+`foreign` declares them, from when on programs that call them can be traced, and registers them, from when on compiled.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,13 +13,23 @@ FUNCTIONS = ("forward", "backward", "read", "learn", "settle", "threefry", "batc
 _targets: dict[tuple[str, str], str] = {}  # ("forward", "float32") -> the name that jax knows the function by
 
 
-def register(mark: str, dtype: str, functions: Mapping[str, Any]) -> None:
-    """Hand the functions to jax; `mark` tells versions apart in cached programs, which hold the names only."""
-    for name, function in functions.items():
-        target = f"jaxrnn_{name}_{mark}"
-        if _targets.get((name, dtype)) != target:
-            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(function), platform="cpu")
-            _targets[name, dtype] = target
+_registered: set[str] = set()
+
+
+def declare(mark: str, dtype: str) -> None:
+    """`mark` tells versions apart in cached programs, which hold the names only."""
+    _targets.update({(name, dtype): f"jaxrnn_{name}_{mark}" for name in FUNCTIONS})
+
+
+def register(mark: str, dtype: str, library: Any) -> None:
+    """Hand the functions of a ctypes library to jax."""
+    declare(mark, dtype)
+    for name in FUNCTIONS:
+        target = _targets[name, dtype]
+        if target not in _registered:
+            capsule = jax.ffi.pycapsule(getattr(library, f"jaxrnn_{name}"))
+            jax.ffi.register_ffi_target(target, capsule, platform="cpu")
+            _registered.add(target)
 
 
 def dtypes() -> list[str]:

@@ -6,9 +6,9 @@ Configuration first, then data, then the run folder: a refusal before that leave
 import gc
 from collections.abc import Sequence
 
-from jaxrnn import command, config, job, outline, planning, space
+from jaxrnn import command, config, foreign, job, outline, planning, space
 from jaxrnn.errors import ConfigurationError
-from jaxrnn.group import begin, prepare
+from jaxrnn.group import prepare
 
 SHOWS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc", "--version", "--resolve")
 
@@ -31,6 +31,8 @@ def main(arguments: Sequence[str]) -> int:
 
         print(usage.text())
         return 0
+    if not any(word.startswith(("unroll", "device", "dry_run")) for word in given.overrides):
+        foreign.begin()  # before it is known whether it will be asked for: it almost always is, and takes longest
     if given.multirun:
         fixed = space.fixed(given.overrides, config_dir=given.config_dir)
         if fixed.sweeper == "optuna":
@@ -38,8 +40,6 @@ def main(arguments: Sequence[str]) -> int:
                 from jaxrnn import study
 
                 return study.run(search)
-        if fixed.settings and not fixed.settings.dry_run and fixed.launcher in planning.LAUNCHERS:
-            begin(fixed.settings)
         from jaxrnn.sweep import sweep
 
         return sweep(planning.planned(given.overrides, config_dir=given.config_dir, launcher=fixed.launcher))

@@ -166,14 +166,48 @@ def test_without_a_compiler_the_reason_is_said_and_bptt_trains(alone, monkeypatc
         group.prepare(config.compose([*small, "unroll=kernel"]), said.append)
 
 
-def test_a_compiler_that_fails_is_quoted(alone, monkeypatch):
-    broken = alone / "cc"
-    broken.write_text("#!/bin/sh\necho 'x.c:1: error: no such thing' >&2\nexit 1\n")
-    broken.chmod(0o755)
-    monkeypatch.setenv("CC", str(broken))
+@pytest.fixture
+def broken(alone, monkeypatch):
+    """A compiler that fails."""
+    path = alone / "cc"
+    path.write_text("#!/bin/sh\necho 'x.c:1: error: no such thing' >&2\nexit 1\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("CC", str(path))
+    monkeypatch.setattr(foreign, "load", foreign.load.__wrapped__)
+
+
+def test_a_compiler_that_fails_is_quoted(alone, broken):
     with pytest.raises(ConfigurationError, match="error: no such thing"):
-        loaded()
+        foreign.load()
     assert not list((alone / "cache" / "jaxrnn" / "native").iterdir())
+
+
+@pytest.mark.parametrize("dry_run", ["false", "true"])
+def test_where_it_fails_after_the_programs_were_traced_bptt_trains(broken, dry_run):
+    said = []
+    small = ["dataset.train_rows=64", "dataset.valid_rows=20", "dataset.test_rows=30", "hidden_size=8"]
+    made = group.prepare(config.compose([*small, f"dry_run={dry_run}"]), said.append)
+    assert made.unroll == "bptt"
+    assert sum("error: no such thing" in line for line in said) == 1
+    state = made.programs.init(np.uint32(0), np.float32(1))
+    assert np.isfinite(np.asarray(state.params.input)).all()
+    with pytest.raises(ConfigurationError, match="no such thing"):
+        group.prepare(config.compose([*small, "unroll=kernel"]), said.append)
+
+
+def test_programs_are_traced_while_it_is_compiled(alone, monkeypatch):
+    from jaxrnn import fit
+
+    compiled, told = foreign.load.__wrapped__, []
+    monkeypatch.setattr(foreign, "load", lambda: [told.append("asked"), compiled(), told.append("there")])
+    build = fit.build
+    monkeypatch.setattr(fit, "build", lambda *given, **more: [told.append("built"), build(*given, **more)][1])
+    small = ["dataset.train_rows=64", "dataset.valid_rows=20", "dataset.test_rows=30", "hidden_size=8"]
+    group.prepare(config.compose(small), print)
+    assert told[0] == "built" and "there" in told
+    told.clear()
+    group.prepare(config.compose(small), print)
+    assert told == ["asked", "there"]
 
 
 def test_what_it_cannot_compute_is_refused_with_what_can():
