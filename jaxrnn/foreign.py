@@ -23,8 +23,8 @@ from jaxrnn import devices
 from jaxrnn.errors import ConfigurationError
 
 NATIVE = Path(__file__).resolve().parent / "native"
-SOURCES = [NATIVE / name for name in ("recurrence.c", "adam.c", "batch.c", "threefry.c")]
-FLAGS = ("-O2", "-std=gnu11", "-fno-math-errno", "-fPIC", "-shared")
+SOURCES = [NATIVE / name for name in ("recurrence.c", "adam.c", "batch.c", "threads.c", "threefry.c")]
+FLAGS = ("-O2", "-std=gnu11", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
 COMPILERS = ("cc", "gcc", "clang")  # after $CC
 
 _limits: list[ctypes.c_int] = []  # of each library that is loaded

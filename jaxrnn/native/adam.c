@@ -315,7 +315,7 @@ XLA_FFI_Error *jaxrnn_read(XLA_FFI_CallFrame *call) {
   if (s.now < s.ids) remember(&s, (Behind *)room);
   *(int32_t *)result(call, 3) = s.ids;
   int threads = (size_t)s.ids * s.E < 1 << 14 ? 1 : jaxrnn_cores;
-  in_parallel(call, threads, tasks_of_ids(&s) + s.T, read_task, &s);
+  jaxrnn_in_parallel(threads, tasks_of_ids(&s) + s.T, read_task, &s);
   give_back(room);
   return NULL;
 }
@@ -329,7 +329,7 @@ XLA_FFI_Error *jaxrnn_settle(XLA_FFI_CallFrame *call) {
             .k.b2 = number(call, 9), .k.eps = number(call, 10), .table = in_place(call, 0, wide), .mu = in_place(call, 1, wide), .nu = in_place(call, 2, wide),
             .since = in_place(call, 3, sizeof(int32_t) * V), .drift = in_place(call, 4, sizeof(real) * steps),
             .shrink = in_place(call, 5, sizeof(real) * steps)};
-  in_parallel(call, wide < 1 << 16 ? 1 : jaxrnn_cores, (V + IDS - 1) / IDS, settle_task, &s);
+  jaxrnn_in_parallel(wide < 1 << 16 ? 1 : jaxrnn_cores, (V + IDS - 1) / IDS, settle_task, &s);
   memset(s.since, 0, sizeof(int32_t) * V), memset(s.drift, 0, sizeof(real) * steps);
   for (int i = 0; i < steps; i++) s.shrink[i] = 1;
   return NULL;
@@ -395,7 +395,7 @@ XLA_FFI_Error *jaxrnn_learn(XLA_FFI_CallFrame *call) {
   tasks = s.pieces + tasks_of_ids(&s);
   int threads = size_of_all + of_ids < 1 << 15 ? 1 : jaxrnn_cores;
 
-  in_parallel(call, threads, tasks, square_task, &s);
+  jaxrnn_in_parallel(threads, tasks, square_task, &s);
   double square = 0, limited = 0;
   for (size_t task = 0; task < tasks; task++) square += s.square[2 * task], limited += s.square[2 * task + 1];
   real norm = sqrt(square) * s.k.share, after = isinf(s.k.limit) ? norm : (real)sqrt(limited);
@@ -404,11 +404,11 @@ XLA_FFI_Error *jaxrnn_learn(XLA_FFI_CallFrame *call) {
   int sure = each == 1 && !atomic_load(&s.large) && fabs(s.k.rate) < 1e10 && s.k.decay < 1e10 && norm < 1e19;
   for (int n = 0; sure && n < s.pieces; n++) s.piece[n].moved = s.piece[n].p; /* cannot leave the finite numbers */
   if (finite) {
-    in_parallel(call, threads, tasks, move_task, &s);
+    jaxrnn_in_parallel(threads, tasks, move_task, &s);
     finite = !atomic_load(&s.wrong);
   }
   if (finite && !sure) {
-    in_parallel(call, threads, tasks, write_task, &s);
+    jaxrnn_in_parallel(threads, tasks, write_task, &s);
     if (has_table) drift(&s);
   }
   *(real *)result(call, changed) = norm;

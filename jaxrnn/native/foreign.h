@@ -5,7 +5,6 @@
 #define JAXRNN_FOREIGN_H
 
 #include <math.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -79,59 +78,15 @@ INLINE void prefetch(const real *row, int n) {
   for (int j = 0; j < n; j += 64 / (int)sizeof(real)) __builtin_prefetch(row + j);
 }
 
-/* ---- work shared by threads ----------------------------------------------------------------------------------- */
-
-typedef struct {
-  atomic_int next, done, users;
-  int count;
-  void (*task)(void *, int);
-  void *given;
-} Shared;
-
-/* Tasks are claimed, never assigned: a helper that starts late finds nothing left, and nobody waits for it. */
-static void help(void *pointer) {
-  Shared *s = pointer;
-  for (int i; (i = atomic_fetch_add(&s->next, 1)) < s->count;) {
-    s->task(s->given, i);
-    atomic_fetch_add(&s->done, 1);
-  }
-  if (atomic_fetch_sub(&s->users, 1) == 1) free(s);
-}
-
-/* An error that only says there are no threads to help: the caller does the work. */
-static void forget(const XLA_FFI_CallFrame *call, XLA_FFI_Error *error) {
-  XLA_FFI_Error_Destroy_Args args = {.struct_size = XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, .error = error};
-  call->api->XLA_FFI_Error_Destroy(&args);
-}
+/* ---- work shared by threads (threads.c) ------------------------------------------------------------------------ */
 
 extern int jaxrnn_cores; /* the threads that a call is divided for, which decides its bits: the caller's and helpers */
 extern atomic_int jaxrnn_threads; /* that it may work with now: the cores may have other jobs */
 
-static void in_parallel(const XLA_FFI_CallFrame *call, int threads, int count, void (*task)(void *, int), void *given) {
-  int most = atomic_load(&jaxrnn_threads);
-  threads = threads < most ? threads : most;
-  int helpers = (threads < count ? threads : count) - 1;
-  Shared *s = helpers > 0 ? malloc(sizeof *s) : NULL;
-  if (!s) {
-    for (int i = 0; i < count; i++) task(given, i);
-    return;
-  }
-  *s = (Shared){.count = count, .task = task, .given = given};
-  atomic_store(&s->users, helpers + 2);
-  for (int i = 0; i < helpers; i++) {
-    XLA_FFI_ThreadPool_Schedule_Args order = {.struct_size = XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE,
-                                              .ctx = call->ctx, .task = help, .data = s};
-    XLA_FFI_Error *refused = call->api->XLA_FFI_ThreadPool_Schedule(&order);
-    if (refused) {
-      atomic_fetch_sub(&s->users, 1);
-      forget(call, refused);
-    }
-  }
-  help(s);
-  for (int turn = 0; atomic_load(&s->done) < count; turn++)
-    if (turn > 2000) sched_yield();
-  if (atomic_fetch_sub(&s->users, 1) == 1) free(s);
-}
+/* task(given, 0 .. count - 1) by at most so many threads, this one among them */
+void jaxrnn_in_parallel(int threads, int count, void (*task)(void *, int), void *given);
+
+/* ---- one call -------------------------------------------------------------------------------------------------- */
 
 typedef struct {
   char *at;

@@ -10,9 +10,6 @@
 
 #include "foreign.h"
 
-int jaxrnn_cores = 1;
-atomic_int jaxrnn_threads = 1 << 20;
-
 #if BYTES == 64 /* a register tile: most rows, vectors of each. Of 32 registers 24 hold sums */
 #define MR 8
 #define NR 3
@@ -368,10 +365,17 @@ typedef struct {
   int32_t *row, *alive;
 } Part;
 
+#define DEALT 4 /* neighbours: two cores that write into one line of the cache wait for each other */
+static int most_rows(const Call *s) { return s->B / s->parts + 2 * DEALT + 1; }
+
+/* rows are dealt there and back, 0 1 1 0 0 1 1 0, so that no part gets the longer ones every time */
 static Part part_of(const Call *s, int p, Room *room) {
   Part part = {0};
-  part.row = take(room, sizeof(int32_t) * (s->B / s->parts + 1));
-  for (int i = p; i < s->B; i += s->parts) part.row[part.n++] = s->order[i];
+  part.row = take(room, sizeof(int32_t) * most_rows(s));
+  for (int i = 0; i < s->B; i++) {
+    int turn = i / DEALT % (2 * s->parts);
+    if ((turn < s->parts ? turn : 2 * s->parts - 1 - turn) == p) part.row[part.n++] = s->order[i];
+  }
   int longest = part.n ? s->length[part.row[0]] : 0;
   part.T = longest < s->T ? longest : s->T;
   part.alive = take(room, sizeof(int32_t) * (part.T + 1));
@@ -423,7 +427,7 @@ static void silence(const Call *s, int p, real *out, int width) {
 }
 
 static size_t room_of_part(const Call *s) {
-  size_t rows = s->B / s->parts + 1, most = CHUNK + rows, pointer = sizeof(real *) * most;
+  size_t rows = most_rows(s), most = CHUNK + rows, pointer = sizeof(real *) * most;
   size_t width = s->G > s->A ? s->G : s->A;
   size_t numbers = most * (width + 2 * s->wide) + 4 * rows * s->H;
   size_t bytes = sizeof(int32_t) * (rows + s->T + 1) + sizeof(real) * numbers + 8 * pointer;
@@ -614,7 +618,7 @@ XLA_FFI_Error *jaxrnn_forward(XLA_FFI_CallFrame *call) {
   Call s;
   if (!opened(&s, call, 0)) return failed(call, "out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
   s.y = result(call, 0), s.state = result(call, 1), s.keep = result(call, 2), s.c_state = result(call, 3);
-  in_parallel(call, s.parts, s.parts, forward_part, &s);
+  jaxrnn_in_parallel(s.parts, s.parts, forward_part, &s);
   give_back((char *)s.order);
   return NULL;
 }
@@ -640,7 +644,7 @@ XLA_FFI_Error *jaxrnn_backward(XLA_FFI_CallFrame *call) {
   s.g_ys = ((const int32_t *)argument(call, 0))[3] ? argument(call, 11) : NULL;
   s.dx = result(call, 0), s.dW_xh = result(call, 1), s.dW_hh = result(call, 2), s.db = result(call, 3);
   s.db_q = result(call, 4);
-  in_parallel(call, s.parts, s.parts, backward_part, &s);
+  jaxrnn_in_parallel(s.parts, s.parts, backward_part, &s);
   if (!alone(&s)) {
     size_t from = (size_t)s.G * s.wide;
     sum_parts(&s, s.G, s.wide, s.D, 0, s.dW_xh);

@@ -51,6 +51,6 @@ XLA_FFI_Error *jaxrnn_threefry(XLA_FFI_CallFrame *call) {
   Call s = {.key = {key[0], key[1], key[0] ^ key[1] ^ 0x1BD11BDA}, .start = start[0], .count = out->dims[0],
             .pairs = out->rank == 2, .out = out->data};
   int tasks = (int)((s.count + NUMBERS - 1) / NUMBERS);
-  in_parallel(call, tasks > 1 ? jaxrnn_cores : 1, tasks, draw, &s);
+  jaxrnn_in_parallel(tasks > 1 ? jaxrnn_cores : 1, tasks, draw, &s);
   return NULL;
 }
