@@ -5,7 +5,7 @@ time that the others need.
 """
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 AT_ONCE = 2  # XLA deals the work of one program to all cores too, but not from its first to its last pass
@@ -68,7 +68,8 @@ class Compiler:
 
         def made() -> Any:
             lowered = trace()
-            wait(begun)
+            for one in begun:
+                one.result()  # where one failed there is nobody to come later for
             return lowered.compile()
 
         return Program(self._later.submit(made))

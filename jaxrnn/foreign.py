@@ -16,7 +16,7 @@ import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 from jaxrnn import devices
@@ -35,6 +35,9 @@ class NotCompiled(ConfigurationError):
 
 
 _compiling = threading.Lock()  # a `load` that comes while `begin` is at it finds the library afterwards
+_loading = threading.Lock()
+_loaded: set[str] = set()  # marks
+_failed: dict[str, str] = {}  # mark -> why: not tried again
 
 
 def begin() -> None:
@@ -54,25 +57,39 @@ def expect() -> bool:
     """
     from jaxrnn import targets
 
-    command = _command()
-    targets.declare(_mark(command), "float32")
-    return (_folder() / f"{_mark(command)}.so").exists()
+    mark = _mark(_command())
+    targets.declare(mark, "float32")
+    try:
+        return (_folder() / f"{mark}.so").exists()
+    except (OSError, RuntimeError):  # a folder that cannot be looked into, or no home
+        return False
 
 
-@cache
+def give_up() -> None:
+    """Take back what `expect` let be traced, once nothing is."""
+    from jaxrnn import targets
+
+    targets.forget(_mark(_command()))
+
+
 def load(*flags: str) -> None:
     """Compile it, unless that has been done, and hand it to jax; NotCompiled says why it cannot be.
 
     `flags` go to the compiler last: -DDOUBLE makes code for float64, -mno-avx512f for vectors of 8 floats.
     """
     command = _command(*flags)
-    try:
-        _register(command, _kept(command))
-    except (OSError, RuntimeError):  # no folder that is this user's alone, or a library that does not open: not kept
-        with tempfile.TemporaryDirectory() as place:
-            library = Path(place) / "native.so"
-            _compile(command, library)
-            _register(command, library)
+    mark = _mark(command)
+    with _loading:
+        if mark in _loaded:
+            return
+        try:
+            _register(command, _kept(command))
+        except (OSError, RuntimeError):  # no folder that is this user's alone, or a library that does not open
+            with tempfile.TemporaryDirectory() as place:
+                library = Path(place) / "native.so"
+                _compile(command, library)
+                _register(command, library)
+        _loaded.add(mark)
 
 
 def _command(*flags: str) -> list[str]:
@@ -108,14 +125,21 @@ def limit(threads: int) -> None:
 
 def _compile(command: list[str], library: Path) -> None:
     """All sources at once, then one library, written aside and renamed: another process may be at the same."""
+    mark = _mark(command)
+    if mark in _failed:
+        raise NotCompiled(_failed[mark])
     aside = library.with_name(f"{library.name}.{secrets.token_hex(4)}")
     with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(len(SOURCES)) as pool:
         objects = [str(Path(place) / f"{source.stem}.o") for source in SOURCES]
         calls = [[*command, "-c", str(source), "-o", out] for source, out in zip(SOURCES, objects, strict=True)]
         begun = pool.submit(_call, calls[0])  # the longest, and Python, which goes on importing, come first
-        list(pool.map(partial(_call, behind=True), calls[1:]))
-        begun.result()
-        _call([*command, *objects, "-o", str(aside)])
+        try:
+            list(pool.map(partial(_call, behind=True), calls[1:]))
+            begun.result()
+            _call([*command, *objects, "-o", str(aside)])
+        except NotCompiled as error:
+            _failed[mark] = str(error)
+            raise
     aside.rename(library)
 
 

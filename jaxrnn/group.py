@@ -153,6 +153,7 @@ def prepare(settings: Settings, say: Callable[[str], None], encoded: text.Encode
             else:
                 _ = made.programs  # are traced while the C code is compiled
     except foreign.NotCompiled as error:
+        foreign.give_up()
         return assembled(settings, encoded, str(error), say)
     return made
 

@@ -42,6 +42,7 @@ def run(
     began = time.perf_counter()
     say: Callable[[str], None] = print if loud else (lambda _: None)
     folder = folder or (Path(settings.directory) if settings.directory else None)
+    own = group is None
     with ExitStack() as held:
         if known := folder is not None and (folder / "config.yaml").exists():  # one writer: who else, is said first
             held.enter_context(runs.locked(folder))
@@ -62,7 +63,7 @@ def run(
             finished = False
             progress.room(folder, group)
             runs.write(folder / "config.yaml", runs.sealed(config.to_yaml(settings)))
-            learn(settings, group, folder, summary, loud, mark, taken, watch=watch, halt=halt, computing=computing)
+            learn(settings, group, folder, summary, loud, mark, taken, own, watch=watch, halt=halt, computing=computing)
         except BaseException as error:
             refusal = command.typed(error)
             code, message = (refusal.code, str(refusal)) if refusal else (1, repr(error))
@@ -89,12 +90,16 @@ def learn(
     loud: bool,
     mark: dict[str, Any],
     taken: progress.Opened,
+    own: bool,
     *,
     watch: Watch | None = None,
     halt: Halt | None = None,
     computing: Computing = nullcontext,
 ) -> None:
-    """Compile, train, save, measure, draw; `summary` is filled on the way, so that it is right wherever this ends."""
+    """Compile, train, save, measure, draw; `summary` is filled on the way, so that it is right wherever this ends.
+
+    `own`: the group is this run's alone, and may have been compiled while it was prepared.
+    """
     import jax
 
     from jaxrnn import fit, metrics, resuming
@@ -113,7 +118,8 @@ def learn(
     if not gc.isenabled():  # `train` starts without it; what there is by now stays
         gc.freeze()
         gc.enable()
-    summary |= {"device": devices.described(group.devices), "compile_seconds": time.perf_counter() - began, "steps": 0}
+    compiling = programs.compile_seconds if own else time.perf_counter() - began
+    summary |= {"device": devices.described(group.devices), "compile_seconds": compiling, "steps": 0}
     summary |= {"parameters": sum(leaf.size for leaf in jax.tree.leaves(programs.shapes)), "bitwise": taken.bitwise}
     runs.write_json(folder / "environment.json", group.environment)
     spent = f"{programs.compiled} programs, ready to train after {programs.compile_seconds:.2f} s"
@@ -126,7 +132,6 @@ def learn(
         begin, best, told = progress.start(programs, taken.checkpoint, folder)
         saved = begin[1].step, begin[1].ended
         summary |= told | {"steps": begin[1].step}
-    log = loggers.opened(tuple(n for n in settings.logger if loud or n != "console"), folder, settings.epochs)
     reports = fit.fit(
         programs,
         hyper(settings, updates),
@@ -153,6 +158,7 @@ def learn(
     rows_seen = update_seconds = 0.0
     every, seconds = settings.checkpoint["every_steps"], settings.checkpoint["every_seconds"] or math.inf
     last, now = time.monotonic(), None
+    log = loggers.opened(tuple(n for n in settings.logger if loud or n != "console"), folder, settings.epochs)
     try:
         with nullcontext(halt) if halt else command.put_off() as arrived:
             with computing():

@@ -5,19 +5,20 @@ step {"step", "epoch", "loss", "grad_norm"}, a measurement of the gradient is wh
 learns from a single text has also "prediction", the probability of its label, and "loss_base10": -log10 of it, beside
 the loss in nats.
 
-A file gets its lines at most `runs.HELD` seconds late: epochs of a millisecond would spend a tenth of it on each
-line. With `tick`, `flush` and `close` it gets them at once.
+A file gets its lines some `runs.HELD` seconds late: epochs of a millisecond would spend a tenth of it on each line. At
+the end of a longer epoch, with `tick`, `flush` and `close` it gets them at once.
 """
 
 import json
 import math
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from jaxrnn.errors import ConfigurationError, unknown
-from jaxrnn.runs import Lines
+from jaxrnn.runs import HELD, Lines
 
 LINES = 100  # a plain log has no more epoch lines than about this
 BAR = 24  # characters
@@ -97,7 +98,12 @@ def jsonl(folder: Path, stream: TextIO | None = None, epochs: int = 1) -> Logger
     def write(record: Mapping[str, Any]) -> None:
         lines.add(json.dumps(record, allow_nan=False))
 
-    return Logger(write, write, write, lines.flush, lines.flush, lines.close)
+    def epoch(record: Mapping[str, Any]) -> None:
+        write(record)
+        if record["seconds"] >= HELD:  # so long may the next one take
+            lines.flush()
+
+    return Logger(epoch, write, write, lines.flush, lines.flush, lines.close)
 
 
 def csv(folder: Path, stream: TextIO | None = None, epochs: int = 1) -> Logger:
@@ -110,6 +116,8 @@ def csv(folder: Path, stream: TextIO | None = None, epochs: int = 1) -> Logger:
         train, valid = record["train"], record["valid"]
         values = (train["loss"], train["accuracy"], valid["loss"], valid["accuracy"], record["seconds"])
         lines.add(",".join(map(str, (record["epoch"], record["step"], *values))))
+        if record["seconds"] >= HELD:
+            lines.flush()
 
     return Logger(epoch=write, tick=lines.flush, flush=lines.flush, close=lines.close)
 
@@ -131,4 +139,9 @@ def opened(names: tuple[str, ...], folder: Path, epochs: int) -> Logger:
 
         return call
 
-    return Logger(*(all_of(kind) for kind in Logger._fields))
+    def close() -> None:
+        with ExitStack() as every:  # also where one of them fails
+            for logger in each:
+                every.callback(logger.close)
+
+    return Logger(*(all_of(kind) for kind in Logger._fields))._replace(close=close)

@@ -112,8 +112,8 @@ class Lines:
     def __init__(self, path: Path):
         self.path, self.held, self.written = path, bytearray(), time.monotonic()
         with storing(path):
-            self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-            self.empty = os.fstat(self.file).st_size == 0
+            self.file = path.open("ab", buffering=0)
+            self.empty = self.file.tell() == 0
 
     def add(self, line: str) -> None:
         self.held += line.encode() + b"\n"
@@ -123,7 +123,7 @@ class Lines:
     def flush(self, *_: Any) -> None:
         lines, self.held = self.held, bytearray()
         with storing(self.path):
-            if lines and os.write(self.file, lines) != len(lines):
+            if lines and self.file.write(lines) != len(lines):
                 raise OSError(errno.ENOSPC, "half a line was written")
         self.written = time.monotonic()
 
@@ -131,7 +131,7 @@ class Lines:
         try:
             self.flush()
         finally:
-            os.close(self.file)
+            self.file.close()
 
 
 def read_lines(path: Path) -> Iterator[Any]:

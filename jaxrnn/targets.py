@@ -21,6 +21,12 @@ def declare(mark: str, dtype: str) -> None:
     _targets.update({(name, dtype): f"jaxrnn_{name}_{mark}" for name in FUNCTIONS})
 
 
+def forget(mark: str) -> None:
+    """What was declared will not come."""
+    for key in [key for key, target in _targets.items() if target.endswith(mark)]:
+        del _targets[key]
+
+
 def register(mark: str, dtype: str, library: Any) -> None:
     """Hand the functions of a ctypes library to jax."""
     declare(mark, dtype)

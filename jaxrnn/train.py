@@ -4,6 +4,7 @@ Configuration first, then data, then the run folder: a refusal before that leave
 """
 
 import gc
+import re
 from collections.abc import Sequence
 
 from jaxrnn import command, config, foreign, job, outline, planning, space
@@ -11,6 +12,8 @@ from jaxrnn.errors import ConfigurationError
 from jaxrnn.group import prepare
 
 SHOWS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc", "--version", "--resolve")
+
+WITHOUT_C = re.compile(r"unroll|activation|device|dry_run|hydra/launcher=(?!basic$|population$)")  # words of sweeps
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -31,9 +34,9 @@ def main(arguments: Sequence[str]) -> int:
 
         print(usage.text())
         return 0
-    if not any(word.startswith(("unroll", "device", "dry_run")) for word in given.overrides):
-        foreign.begin()  # before it is known whether it will be asked for: it almost always is, and takes longest
     if given.multirun:
+        if not any(map(WITHOUT_C.match, given.overrides)):
+            foreign.begin()  # before it is known whether it will be asked for: it mostly is, and takes longest
         fixed = space.fixed(given.overrides, config_dir=given.config_dir)
         if fixed.sweeper == "optuna":
             with space.search(given.overrides, config_dir=given.config_dir) as search:

@@ -122,16 +122,50 @@ def test_the_same_bits_every_time():
 # --- how the code comes to run
 
 
+CALLS = """
+import ctypes, sys, threading, time
+library = ctypes.CDLL(sys.argv[1])
+ctypes.c_int.in_dll(library, "jaxrnn_cores").value = 4
+task_of = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)
+right = []
+
+def calls(who):
+    for turn in range(150):
+        done = [0] * (turn % 9 + 1)
+        def one(_, number):
+            done[number] += 1
+        library.jaxrnn_in_parallel(4, len(done), task_of(one), None)
+        right.append(set(done) == {1})
+        if turn % 50 == who:
+            time.sleep(0.002)  # so that helpers fall asleep
+
+threads = [threading.Thread(target=calls, args=(who,)) for who in range(3)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(len(right), all(right))
+"""
+
+
+def test_every_task_is_done_once_whoever_calls():
+    """Three callers at once and three helpers, awake and asleep."""
+    library = foreign._kept(foreign._command())
+    told = subprocess.run([sys.executable, "-c", CALLS, str(library)], capture_output=True, text=True, timeout=120)
+    assert told.stdout.split() == ["450", "True"], told.stderr
+
+
 @pytest.fixture
 def alone(tmp_path, monkeypatch):
     """A cache folder of its own; what has been loaded stays loaded after the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(targets, "_targets", dict(targets._targets))
+    monkeypatch.setattr(foreign, "_loaded", set())
+    monkeypatch.setattr(foreign, "_failed", {})
     return tmp_path
 
 
 def loaded(*flags):
-    foreign.load.__wrapped__(*flags)
+    foreign._loaded.clear()
+    foreign.load(*flags)
 
 
 def test_compiled_once_in_a_private_folder(alone):
@@ -157,7 +191,6 @@ def test_a_damaged_library_is_compiled_again(alone):
 def test_without_a_compiler_the_reason_is_said_and_bptt_trains(alone, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(alone))
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(foreign, "load", foreign.load.__wrapped__)
     said = []
     small = ["dataset.train_rows=64", "dataset.valid_rows=20", "dataset.test_rows=30", "hidden_size=8"]
     assert group.prepare(config.compose(small), said.append).unroll == "bptt"
@@ -173,13 +206,32 @@ def broken(alone, monkeypatch):
     path.write_text("#!/bin/sh\necho 'x.c:1: error: no such thing' >&2\nexit 1\n")
     path.chmod(0o755)
     monkeypatch.setenv("CC", str(path))
-    monkeypatch.setattr(foreign, "load", foreign.load.__wrapped__)
+    return path
 
 
 def test_a_compiler_that_fails_is_quoted(alone, broken):
     with pytest.raises(ConfigurationError, match="error: no such thing"):
         foreign.load()
     assert not list((alone / "cache" / "jaxrnn" / "native").iterdir())
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    with pytest.raises(ConfigurationError, match="error: no such thing"):  # is not tried again
+        foreign.load()
+
+
+@pytest.mark.parametrize("home", ["a file", "unknown"])
+def test_without_a_folder_to_keep_it_in_it_is_compiled_once_for_this_process(alone, home, monkeypatch):
+    if home == "a file":
+        (alone / "cache").write_text("in the way")
+    else:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    calls = []
+    compiled = foreign._compile
+    monkeypatch.setattr(foreign, "_compile", lambda *given: [calls.append(given), compiled(*given)])
+    small = ["dataset.train_rows=64", "dataset.valid_rows=20", "dataset.test_rows=30", "hidden_size=8"]
+    for _ in range(2):
+        assert group.prepare(config.compose(small), print).unroll == "kernel"
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("dry_run", ["false", "true"])
@@ -187,7 +239,7 @@ def test_where_it_fails_after_the_programs_were_traced_bptt_trains(broken, dry_r
     said = []
     small = ["dataset.train_rows=64", "dataset.valid_rows=20", "dataset.test_rows=30", "hidden_size=8"]
     made = group.prepare(config.compose([*small, f"dry_run={dry_run}"]), said.append)
-    assert made.unroll == "bptt"
+    assert made.unroll == "bptt" and "float32" not in targets.dtypes()
     assert sum("error: no such thing" in line for line in said) == 1
     state = made.programs.init(np.uint32(0), np.float32(1))
     assert np.isfinite(np.asarray(state.params.input)).all()
@@ -198,7 +250,7 @@ def test_where_it_fails_after_the_programs_were_traced_bptt_trains(broken, dry_r
 def test_programs_are_traced_while_it_is_compiled(alone, monkeypatch):
     from jaxrnn import fit
 
-    compiled, told = foreign.load.__wrapped__, []
+    compiled, told = foreign.load, []
     monkeypatch.setattr(foreign, "load", lambda: [told.append("asked"), compiled(), told.append("there")])
     build = fit.build
     monkeypatch.setattr(fit, "build", lambda *given, **more: [told.append("built"), build(*given, **more)][1])

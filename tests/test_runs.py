@@ -230,26 +230,29 @@ def test_loggers_write_every_epoch(tmp_path, capsys):
 
 def test_lines_reach_the_file_in_time(tmp_path, monkeypatch):
     now, path = [100.0], tmp_path / "metrics.jsonl"
+    quick = {"seconds": 0.001}
     monkeypatch.setattr(runs.time, "monotonic", lambda: now[0])
 
     def written():
         return len(path.read_text().splitlines())
 
     log = loggers.opened(("jsonl", "csv"), tmp_path, 9)
-    log.epoch(record(1))
+    log.epoch(record(1) | quick)
     assert written() == 0
     now[0] += 2 * runs.HELD
-    log.epoch(record(2))
+    log.epoch(record(2) | quick)
     assert written() == 2
-    log.epoch(record(3))
+    log.epoch(record(3) | quick)
     log.tick(4, 5, 10, 0.7)
     assert written() == 3
-    log.epoch(record(4))
+    log.epoch(record(4) | quick)
     log.flush()
     assert written() == len((tmp_path / "metrics.csv").read_text().splitlines()) - 1 == 4
     log.epoch(record(5))
+    assert written() == 5  # an epoch of half a second
+    log.epoch(record(6) | quick)
     log.close()
-    assert written() == 5
+    assert written() == 6
     loggers.opened(("csv",), tmp_path, 9).close()
     assert (tmp_path / "metrics.csv").read_text().count("epoch") == 1
 

@@ -32,7 +32,7 @@ typedef struct {
 
 typedef struct {
   _Alignas(64) _Atomic(Shared *) work;
-  atomic_int asleep;
+  atomic_int asleep, busy;
   pthread_mutex_t door;
   pthread_cond_t bell;
 } Helper;
@@ -66,7 +66,7 @@ static void *helper(void *pointer) {
   Helper *me = pointer;
   for (;;) {
     Shared *s = NULL;
-    for (int64_t until = now() + AWAKE; !s && now() < until;)
+    for (int64_t until = now() + AWAKE; !s && now() < until; sched_yield()) /* who else wants the core may have it */
       for (int turn = 0; turn < 16 && !(s = found(me)); turn++) RELAX;
     if (!s) {
       pthread_mutex_lock(&me->door);
@@ -75,7 +75,9 @@ static void *helper(void *pointer) {
       atomic_store(&me->asleep, 0);
       pthread_mutex_unlock(&me->door);
     }
+    atomic_store(&me->busy, 1);
     help(s);
+    atomic_store(&me->busy, 0);
   }
   return NULL;
 }
@@ -95,7 +97,7 @@ static void start(void) {
   pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-/* Is the work taken by that helper? Not where it has some of another call. */
+/* Will that helper look at the work? Not where that of another call lies before it. */
 static int given(Helper *one, Shared *s) {
   Shared *none = NULL;
   atomic_fetch_add(&s->users, 1);
@@ -124,15 +126,19 @@ void jaxrnn_in_parallel(int threads, int count, void (*task)(void *, int), void 
   pthread_once(&once, start);
   *s = (Shared){.count = count, .task = task, .given = argument};
   atomic_store(&s->users, 2);
-  int asked = 0;
-  for (int i = 0; i < started && asked < threads - 1; i++) asked += given(helpers + i, s);
+  uint64_t asked = 0;
+  for (int busy = 0, wanted = threads - 1; busy < 2; busy++) /* those that have nothing to do come first */
+    for (int i = 0; i < started && wanted; i++) {
+      if (asked >> i & 1 || atomic_load(&helpers[i].busy) != busy || !given(helpers + i, s)) continue;
+      asked |= (uint64_t)1 << i, wanted--;
+    }
   help(s);
   for (int turn = 0; atomic_load(&s->done) < count; turn++)
     if (turn < 2000) RELAX;
     else sched_yield();
-  for (int i = 0; i < started; i++) { /* who has not come by now need not */
+  for (int i = 0; asked >> i; i++) { /* who has not come by now need not */
     Shared *mine = s;
-    if (atomic_compare_exchange_strong(&helpers[i].work, &mine, NULL)) atomic_fetch_sub(&s->users, 1);
+    if (asked >> i & 1 && atomic_compare_exchange_strong(&helpers[i].work, &mine, NULL)) atomic_fetch_sub(&s->users, 1);
   }
   let_go(s);
 }
