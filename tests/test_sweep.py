@@ -135,6 +135,8 @@ def test_a_watch_prunes_one_job_and_it_stays_pruned():
 def test_jobs_in_other_processes_are_the_jobs_of_this_one(capsys, monkeypatch, launcher):
     pytest.importorskip(f"hydra_plugins.hydra_{launcher[0].partition('_')[0]}_launcher")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    if absl := sys.modules.get("absl.logging"):  # launchers close the log handlers there are, absl's then its stream
+        monkeypatch.setattr(absl.get_absl_handler().python_handler, "stream", sys.__stderr__)
     line = ["-m", *TINY, *FAILS, "seed=0,1"]
     code, out, _ = call(*line, "hydra.sweep.dir=here", capsys=capsys)
     found = call(*line, "hydra.sweep.dir=there", f"hydra/launcher={launcher[0]}", *launcher[1:], capsys=capsys)
