@@ -41,11 +41,9 @@ def drawable(text: str) -> str:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        FigureCanvasAgg(figure).print_png(path)  # `savefig` would draw it twice
+        figure.savefig(path)
     return path
 
 
