@@ -273,6 +273,15 @@ def test_the_picture_takes_what_is_not_finite(tmp_path):
     plots.gradient_flow(records[:1], tmp_path / "flow.png", steps=4, healthy=0.2)
 
 
+def test_the_ticks_of_its_colour_bar_are_whole(tmp_path):
+    from matplotlib.image import imread
+
+    one = {"layer": 1, "direction": "left to right", "log_slope": -0.1, "log_norms": list(np.linspace(0, -2.1, 13))}
+    records = [{"step": step, "flow": [one]} for step in range(0, 3126, 125)]
+    pixels = imread(plots.gradient_flow(records, tmp_path / "flow.png", steps=125, healthy=0.2))
+    assert (pixels[:, -2:, :3] == 1).all()
+
+
 @pytest.fixture(scope="module")
 def sixty(tmp_path_factory):
     """Texts of 60 words, the first of which decides."""
