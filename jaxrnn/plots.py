@@ -133,7 +133,8 @@ def gradient_flow(
         axis.set_ylabel("steps from the end", fontsize=9.5)
         told = f"gradient at the states, log10, over that at the last state   ({name})"
         axis.set_title(told, fontsize=10, loc="left")
-        figure.colorbar(drawn, ax=axis, fraction=0.03, pad=0.01).ax.tick_params(labelsize=8)
+        ticks = np.linspace(-top, top, 5)  # chosen here: those that matplotlib chooses while it lays out may be cut
+        figure.colorbar(drawn, ax=axis, fraction=0.03, pad=0.01, ticks=ticks, format="%.2f").ax.tick_params(labelsize=8)
     below.axhspan(-healthy, healthy, color="#dcebd7", zorder=0)
     for place, (name, colour) in enumerate(zip(names, COLOURS * len(names), strict=False)):
         slopes = np.array([record["flow"][place]["log_slope"] for record in records], float)

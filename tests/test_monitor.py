@@ -278,7 +278,7 @@ def test_the_ticks_of_its_colour_bar_are_whole(tmp_path):
 
     one = {"layer": 1, "direction": "left to right", "log_slope": -0.1, "log_norms": list(np.linspace(0, -2.1, 13))}
     records = [{"step": step, "flow": [one]} for step in range(0, 3126, 125)]
-    pixels = imread(plots.gradient_flow(records, tmp_path / "flow.png", steps=125, healthy=0.2))
+    pixels = imread(plots.gradient_flow(records, tmp_path / "flow.png", steps=125, healthy=0.2, title="a title"))
     assert (pixels[:, -2:, :3] == 1).all()
 
 
