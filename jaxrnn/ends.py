@@ -1,5 +1,6 @@
-"""The two ends of an update as calls in C (native/batch.c), each in place of many small kernels of XLA: the rows of a
-batch as a rectangle, and the loss of its answers with all gradients of the readout. For one device, a CPU."""
+"""The ends of a network as calls in C (native/batch.c), each in place of many small kernels of XLA: the rows of a batch
+as a rectangle, the embeddings of its words, the loss of its answers with all gradients of the readout. For one device,
+a CPU."""
 
 from typing import Any
 
@@ -18,6 +19,12 @@ def gather(tokens: Array, offset: Array, target: Array, order: Array, step: Arra
     B = order.shape[1]
     results = [_like(jnp.int32, B, max_length), _like(jnp.int32, B), _like(jnp.int32, B), _like(jnp.float32, B)]
     return Batch(*targets.call("batch", jnp.float32.dtype, results)(tokens, offset, target, order, step))
+
+
+def rows(table: Array, ids: Array, length: Array) -> Array:
+    """The rows [T, B, E] of a table [V, E] for the words ids [T, B] that texts of `length` [B] have, zeros elsewhere."""
+    call = targets.call("rows", table.dtype, [_like(table.dtype, *ids.shape, table.shape[1])])
+    return call(table, ids, length)[0]
 
 
 def scores(features: Any, W_hy: Any) -> bool:

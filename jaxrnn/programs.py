@@ -76,6 +76,15 @@ def gather(data: Data, order: Array, step: Array, max_length: int) -> Batch:
     return Batch(inputs, length, data.target[rows], real.astype(jnp.float32))
 
 
+def _rectangle(max_length: int, in_c: bool) -> Callable:
+    """rectangle(data, order, step) -> Batch: `gather`, or the same in C."""
+
+    def rectangle(data: Data, order: Array, step: Array) -> Batch:
+        return ends.gather(*data, order, step, max_length) if in_c else gather(data, order, step, max_length)
+
+    return rectangle
+
+
 def make_update(
     model: Model, table: Table, factor: Callable, axis: str | None = None, drawn: Callable = lambda key: key
 ) -> Callable:
@@ -142,23 +151,26 @@ def make_segment(update: Callable, settle: Callable, gather: Callable) -> Callab
     return segment
 
 
-def make_answers(model: Model, max_length: int, axis: str | None = None) -> Callable:
+def make_answers(model: Model, max_length: int, axis: str | None = None, in_c: bool = False) -> Callable:
     """answers(params, data, order [S, B], end) -> (Sums over all rows as [3], logits [S, B, ...]), without noise."""
+    rectangle = _rectangle(max_length, in_c)
 
     def logits_of(params, batch):
         if model.has_table:
-            params = params._replace(input=Rows(tables.look_up(params.input, model.tokens(batch), axis)))
+            ids = model.tokens(batch)
+            rows = ends.rows(params.input, ids, batch.length) if in_c else tables.look_up(params.input, ids, axis)
+            params = params._replace(input=Rows(rows))
         return model.apply(params, batch)
 
     def answers(params, data, order, end):
         def one(s, carry):
             total, logits = carry
-            batch = gather(data, order, s, max_length)
+            batch = rectangle(data, order, s)
             z = logits_of(params, batch)
             _, sums = model.score(z, batch)
             return total + jnp.stack(sums), logits.at[s].set(z)
 
-        z = jax.eval_shape(lambda: logits_of(params, gather(data, order, 0, max_length)))
+        z = jax.eval_shape(lambda: logits_of(params, rectangle(data, order, 0)))
         nothing = (jnp.zeros(len(Sums._fields)), jnp.zeros((len(order), *z.shape), z.dtype))
         sums, logits = lax.fori_loop(0, end, one, nothing)
         return (sums if axis is None else lax.psum(sums, axis)), logits
@@ -193,9 +205,6 @@ def build(
     across = Mesh(np.array(devices), (AXIS,))
     in_c = in_c and axis is None
     drawn, plain = (keys.in_c, keys.plain) if in_c else (lambda key: key,) * 2
-
-    def rectangle(data: Data, order: Array, step: Array) -> Batch:
-        return ends.gather(*data, order, step, max_length) if in_c else gather(data, order, step, max_length)
 
     fast = fused.update(optimizer, model.has_table) if in_c else None
     late = model.has_table and (fast is not None or _late(model, optimizer, order[1] * max_length))
@@ -236,7 +245,7 @@ def build(
     with Compiler(before) as compiler:
         segment = compiler.begin(
             traced(
-                make_segment(make_update(model, table, factor, axis, drawn), table.settle, rectangle),
+                make_segment(make_update(model, table, factor, axis, drawn), table.settle, _rectangle(max_length, in_c)),
                 (state, hyper, data, like(np.int32, *order), like(np.int32), like(np.int32), like(np.bool_)),
                 (spec, P(), P(), columns, P(), P(), P()),
                 (spec, P(), P()),
@@ -247,7 +256,7 @@ def build(
         begin = compiler.begin(jax.jit(init, out_shardings=shardings[0]).lower(like(np.uint32), like(np.float32)))
         answers = compiler.later(
             lambda: traced(
-                make_answers(model, max_length, axis),
+                make_answers(model, max_length, axis, in_c),
                 (state.params, data, like(np.int32, *eval_order), like(np.int32)),
                 (cut, P(), columns, P()),
                 (P(), columns),

@@ -1,4 +1,4 @@
-"""The C code's two ends of an update are what jax computes: the same rectangle, the same loss and gradients."""
+"""The C code's ends of a network are what jax computes: the same rectangle and rows, the same loss and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -71,3 +71,13 @@ def test_a_batch_is_the_rectangle_of_its_rows():
         for name, array in found._asdict().items():
             use = real if name == "target" else slice(None)  # a filler row has any target
             np.testing.assert_array_equal(array[use], getattr(expected, name)[use], err_msg=name)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 3), (5, 7, 20), (40, 64, 48)], ids=str)
+def test_rows_are_those_of_the_words_that_exist(size):
+    T, B, E = size
+    draw = np.random.default_rng(T)
+    table, ids = draw.normal(size=(9, E)).astype(np.float32), draw.integers(0, 9, (T, B)).astype(np.int32)
+    length = draw.integers(0, T + 1, B).astype(np.int32)
+    found = jax.jit(ends.rows)(table, ids, length)
+    np.testing.assert_array_equal(found, np.where((np.arange(T)[:, None] < length)[..., None], table[ids], 0))

@@ -1,6 +1,7 @@
-/* The two ends of an update as a call each, in place of some thirty small kernels of XLA:
+/* The ends of a network as a call each, in place of some thirty small kernels of XLA:
 
    batch    the rows of one update as a rectangle of words
+   rows     the embeddings of words, as they stand in the table: reading that is not training
    score    logits = W f + b of the features of each row, the softmax's loss, and its gradients
 
    score     p = softmax(W f + b)     L = sum_rows weight (-ln p_target)     a = weight (p - onehot(target))
@@ -33,6 +34,32 @@ XLA_FFI_Error *jaxrnn_batch(XLA_FFI_CallFrame *call) {
     memset(inputs + n, 0, sizeof *inputs * (T - n));
     length[b] = real_one ? all_of_it : 0, targets[b] = target[r], weight[b] = real_one;
   }
+  return NULL;
+}
+
+typedef struct {
+  int E, B;
+  const real *table;
+  const int32_t *id, *length;
+  real *x;
+} Reading;
+
+static void rows_of_step(void *given, int t) {
+  const Reading *s = given;
+  const int32_t *id = s->id + (size_t)t * s->B;
+  real *x = s->x + (size_t)t * s->B * s->E;
+  for (int b = 0; b < s->B; b++, x += s->E)
+    if (t < s->length[b]) memcpy(x, s->table + (size_t)id[b] * s->E, sizeof(real) * s->E);
+    else memset(x, 0, sizeof(real) * s->E);
+}
+
+/* table [V, E], ids [T, B], length [B] -> x [T, B, E] */
+XLA_FFI_Error *jaxrnn_rows(XLA_FFI_CallFrame *call) {
+  if (ASKED_WHAT_IT_IS(call)) return described(call);
+  const int T = size(call, 1, 0);
+  Reading s = {.E = size(call, 0, 1), .B = size(call, 1, 1), .table = argument(call, 0), .id = argument(call, 1),
+               .length = argument(call, 2), .x = result(call, 0)};
+  jaxrnn_in_parallel((size_t)T * s.B * s.E < 1 << 16 ? 1 : jaxrnn_cores, T, rows_of_step, &s);
   return NULL;
 }
 
