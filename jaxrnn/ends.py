@@ -22,7 +22,7 @@ def gather(tokens: Array, offset: Array, target: Array, order: Array, step: Arra
 
 
 def rows(table: Array, ids: Array, length: Array) -> Array:
-    """The rows [T, B, E] of a table [V, E] for the words ids [T, B] that texts of `length` [B] have, zeros elsewhere."""
+    """The rows [T, B, E] of a table [V, E] for ids [T, B] of texts of `length` [B]; past the end of a text zeros."""
     call = targets.call("rows", table.dtype, [_like(table.dtype, *ids.shape, table.shape[1])])
     return call(table, ids, length)[0]
 

@@ -7,6 +7,7 @@ Glorot and Bengio 2010 (glorot), LeCun 1998 (lecun), He 2015 (he), Saxe 2014 (or
 import jax
 import jax.numpy as jnp
 
+from jaxrnn import keys
 from jaxrnn.errors import ConfigurationError, unknown
 
 
@@ -22,9 +23,18 @@ def _notes(key, shape, dtype=jnp.float32):
     return jax.random.normal(key, shape, dtype) / 1000
 
 
+def _orthogonal(key, shape, dtype=jnp.float32):
+    """Q of a normal matrix, as jax.nn.initializers.orthogonal makes it."""
+    if not keys.orthogonalizes(key, shape, dtype):
+        return jax.nn.initializers.orthogonal()(key, shape, dtype)
+    tall = max(shape), min(shape)
+    found = keys.orthogonal(jax.random.normal(key, tall, dtype))
+    return found if shape == tall else found.T
+
+
 _AXES = {"in_axis": -1, "out_axis": -2}
 MEMBERS = {
-    "orthogonal": jax.nn.initializers.orthogonal(),
+    "orthogonal": _orthogonal,
     "identity": _identity,
     "glorot_uniform": jax.nn.initializers.glorot_uniform(**_AXES),
     "glorot_normal": jax.nn.initializers.glorot_normal(**_AXES),

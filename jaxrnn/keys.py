@@ -16,6 +16,8 @@ import numpy as np
 from jaxrnn import targets
 from jaxrnn.types import Array
 
+MOST_ORTHOGONAL = 1024  # rows or columns: LAPACK is faster beyond that
+
 
 def in_c(key: Array) -> Array:
     """The key with the numbers of `key`, a key of jax's own Threefry, where `foreign.load` has loaded the C code."""
@@ -25,6 +27,20 @@ def in_c(key: Array) -> Array:
 def plain(key: Array) -> Array:
     """The key that was given to `in_c`."""
     return jax.random.wrap_key_data(jax.random.key_data(key), impl="threefry2x32")
+
+
+def orthogonalizes(key: Array, shape: tuple[int, int], dtype: Any) -> bool:
+    """Does the C code draw the numbers of this key, and is `orthogonal` worth calling for such a matrix of them."""
+    ours = jax.random.key_impl(key) == _implementation()
+    return ours and np.dtype(dtype).name in targets.dtypes() and max(shape) <= MOST_ORTHOGONAL
+
+
+def orthogonal(matrix: Array) -> Array:
+    """Q [n, k] of a matrix [n, k] = Q R, n >= k: orthonormal columns, the diagonal of R positive; by the C code.
+
+    For the LAPACK of jax SciPy's linear algebra would be imported, which takes 0.09 s.
+    """
+    return targets.call("orthogonal", matrix.dtype, [jax.ShapeDtypeStruct(matrix.shape, matrix.dtype)])(matrix)[0]
 
 
 @functools.cache

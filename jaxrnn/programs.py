@@ -152,7 +152,10 @@ def make_segment(update: Callable, settle: Callable, gather: Callable) -> Callab
 
 
 def make_answers(model: Model, max_length: int, axis: str | None = None, in_c: bool = False) -> Callable:
-    """answers(params, data, order [S, B], end) -> (Sums over all rows as [3], logits [S, B, ...]), without noise."""
+    """answers(params, data, order [S, B], end) -> (Sums over all rows as [3], logits [S, B, ...]), without noise.
+
+    `in_c`: see `build`.
+    """
     rectangle = _rectangle(max_length, in_c)
 
     def logits_of(params, batch):
@@ -204,6 +207,7 @@ def build(
     axis = AXIS if len(devices) > 1 else None
     across = Mesh(np.array(devices), (AXIS,))
     in_c = in_c and axis is None
+    rectangle = _rectangle(max_length, in_c)
     drawn, plain = (keys.in_c, keys.plain) if in_c else (lambda key: key,) * 2
 
     fast = fused.update(optimizer, model.has_table) if in_c else None
@@ -245,7 +249,7 @@ def build(
     with Compiler(before) as compiler:
         segment = compiler.begin(
             traced(
-                make_segment(make_update(model, table, factor, axis, drawn), table.settle, _rectangle(max_length, in_c)),
+                make_segment(make_update(model, table, factor, axis, drawn), table.settle, rectangle),
                 (state, hyper, data, like(np.int32, *order), like(np.int32), like(np.int32), like(np.bool_)),
                 (spec, P(), P(), columns, P(), P(), P()),
                 (spec, P(), P()),

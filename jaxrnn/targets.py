@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-FUNCTIONS = ("forward", "backward", "read", "learn", "settle", "threefry", "batch", "rows", "score")
+FUNCTIONS = ("forward", "backward", "read", "learn", "settle", "threefry", "orthogonal", "batch", "rows", "score")
 
 _targets: dict[tuple[str, str], str] = {}  # ("forward", "float32") -> the name that jax knows the function by
 

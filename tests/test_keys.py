@@ -1,4 +1,4 @@
-"""The C code's random numbers are those of jax.random, bit for bit."""
+"""The C code's random numbers are those of jax.random, bit for bit; its orthogonal matrices to rounding."""
 
 import jax
 import numpy as np
@@ -20,7 +20,6 @@ def drawn(key):
         "none": jax.random.uniform(later, (0, 3)),
         "many": jax.random.bits(key, (3, 20_001)),
         "normal": jax.random.normal(key, (7, 5)),
-        "orthogonal": initializers.named("orthogonal")(later, (4, 4), np.float32),
         "at once": jax.vmap(lambda number: jax.random.uniform(jax.random.fold_in(key, number), (3,)))(np.arange(4)),
     }
 
@@ -49,3 +48,24 @@ def test_a_key_comes_back_as_it_was():
     back = jax.jit(lambda key: keys.plain(keys.in_c(key)))(key)
     assert back.dtype == key.dtype
     np.testing.assert_array_equal(jax.random.key_data(back), jax.random.key_data(key))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 4), (17, 64), (100, 37), (256, 256)], ids=str)
+def test_orthogonal_weights_are_jaxs(shape):
+    expected, found = both(lambda key: initializers.named("orthogonal")(key, shape, np.float32))
+    rows = np.asarray(found if shape[0] <= shape[1] else found.T, np.float64)
+    np.testing.assert_allclose(rows @ rows.T, np.eye(len(rows)), atol=1e-6)
+    np.testing.assert_allclose(found, expected, atol=3e-5)
+    assert "orthogonal" in orthogonal_program(shape, jax.random.key(0))
+    assert "qr" in orthogonal_program((keys.MOST_ORTHOGONAL + 1, 2), jax.random.key(0))
+
+
+def orthogonal_program(shape, key):
+    return jax.jit(lambda key: initializers.named("orthogonal")(keys.in_c(key), shape, np.float32)).lower(key).as_text()
+
+
+@pytest.mark.usefixtures("x64")
+def test_orthogonal_weights_in_double_precision():
+    shape = (33, 20)
+    expected, found = both(lambda key: initializers.named("orthogonal")(key, shape, np.float64))
+    np.testing.assert_allclose(found, expected, atol=1e-12)

@@ -54,3 +54,30 @@ XLA_FFI_Error *jaxrnn_threefry(XLA_FFI_CallFrame *call) {
   jaxrnn_in_parallel(tasks > 1 ? jaxrnn_cores : 1, tasks, draw, &s);
   return NULL;
 }
+
+/* A [n, k], n >= k -> Q [n, k] of A = Q R, the diagonal of R positive: by Gram and Schmidt, each column twice, after which
+   it is orthogonal to the others as far as its numbers can tell (Giraud, Langou, Rozloznik 2005) */
+XLA_FFI_Error *jaxrnn_orthogonal(XLA_FFI_CallFrame *call) {
+  if (ASKED_WHAT_IT_IS(call)) return described(call);
+  const int n_rows = size(call, 0, 0), k = size(call, 0, 1);
+  const real *a = argument(call, 0);
+  real *out = result(call, 0), *columns = (real *)room_for(sizeof(real) * n_rows * k);
+  if (!columns) return failed(call, "out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
+  for (int c = 0; c < k; c++) {
+    real *q = columns + (size_t)c * n_rows;
+    for (int row = 0; row < n_rows; row++) q[row] = a[(size_t)row * k + c];
+    for (int before = 0; before < 2 * c; before++) {
+      const real *p = columns + (size_t)(before % c) * n_rows;
+      vec sum = {0};
+      VECTORS(n_rows, sum += load(p + j, n) * load(q + j, n));
+      vec product = all(total(sum));
+      VECTORS(n_rows, store(q + j, load(q + j, n) - product * load(p + j, n), n));
+    }
+    vec square = {0};
+    VECTORS(n_rows, square += load(q + j, n) * load(q + j, n));
+    real norm = sqrt(total(square));
+    for (int row = 0; row < n_rows; row++) out[(size_t)row * k + c] = q[row] /= norm;
+  }
+  give_back((char *)columns);
+  return NULL;
+}
