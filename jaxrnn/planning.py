@@ -6,7 +6,7 @@ numbers are then set in what was composed, as Hydra sets them, and each job is c
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxrnn import config
@@ -35,45 +35,69 @@ class Value(NamedTuple):
     number: int | float | None = None
 
 
-def planned(overrides: Sequence[str], *, config_dir: str | None = None, launcher: str | None = None) -> Plan:
-    """The settings of every job, the last key turning fastest. `launcher`: the one that words of the line choose, which
-    have been composed; without it that is done here.
+def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan | None:
+    """The settings of every job, the last key turning fastest; None where hydra/sweeper=optuna is to choose them.
 
     All of them are checked before any starts; the refusal has one line for each bad job.
     """
-    directory, hydra = None, []
-    known: Known = {}
     with config.opened(config_dir) as loader:
-        choices, swept = [], False
-        for line, override in zip(overrides, parsed(loader, overrides), strict=True):
-            key = override.get_key_element()
+        found = parsed(loader, overrides)
+        launching = [override.input_line for override in found if _launches(override.get_key_element())]
+        chosen, known = first(loader, found, launching)
+        if chosen["hydra/sweeper"] == "optuna":
+            return None
+        directory, choices = None, []
+        for override in found:
+            key, line, swept = override.get_key_element(), override.input_line, override.is_sweep_override()
+            if swept and (_launches(key) or key == "hydra.sweep.dir"):
+                raise ConfigurationError(f"{line}: expected one value, it holds for all jobs")
             if key == "hydra.sweep.dir":
                 directory = str(override.value())
-            elif key == "hydra/launcher" or key.startswith("hydra.launcher."):
-                hydra.append(line)
-                swept = swept or override.is_sweep_override()
-            elif override.is_sweep_override():
+            elif swept and not override.is_discrete_sweep():
+                raise ConfigurationError(f"{line}: expected values, as in {key}=0.1,0.2, or hydra/sweeper=optuna")
+            elif swept:
                 choices.append(list(values(loader, override)))
                 if not choices[-1]:
                     raise ConfigurationError(f"{line}: expected at least one value to sweep over, found none")
-            elif key != "hydra.run.dir":
+            elif key != "hydra.run.dir" and not _launches(key):
                 choices.append([Value(line)])
-        if swept or (hydra and not launcher):  # words about the launcher are checked with those of the first job
-            first = config.composed(loader, [*hydra, *(values[0].line for values in choices)])
-            launcher = first.config.hydra.runtime.choices["hydra/launcher"]
         jobs, refused = [], []
-        for number, found in enumerate(settings(loader, itertools.product(*choices), known)):
-            if isinstance(found, Settings):
-                jobs.append(found)
+        for number, made in enumerate(settings(loader, itertools.product(*choices), known)):
+            if isinstance(made, Settings):
+                jobs.append(made)
             else:
-                refused.append(f"job {number} ({' '.join(found[0])}): {found[1]}")
+                refused.append(f"job {number} ({' '.join(made[0])}): {made[1]}")
     if refused:
         more = [f"and {len(refused) - MOST_REFUSALS} more jobs"] if len(refused) > MOST_REFUSALS else []
         raise ConfigurationError("\n".join(refused[:MOST_REFUSALS] + more))
-    if not hydra:  # or a yaml of the user's says it
-        composed = next(found for found in known.values() if isinstance(found, config.Composed))
-        launcher = composed.config.hydra.runtime.choices["hydra/launcher"]
-    return Plan(directory, launcher or LAUNCHERS[0], jobs, hydra, config_dir)
+    return Plan(directory, chosen["hydra/launcher"], jobs, launching, config_dir)
+
+
+def first(loader: Any, overrides: Sequence[Any], launching: Sequence[str]) -> tuple[Mapping[str, str], "Known"]:
+    """-> the members of every group that the first job has, and what was composed for it.
+
+    A word that has no first value, as interval(0,1), is left out; all that are swept are, where they are refused.
+    """
+    job = []
+    for override in overrides:
+        key = override.get_key_element()
+        if _launches(key) or key in ("hydra.sweep.dir", "hydra.run.dir"):
+            continue
+        if not override.is_sweep_override():
+            job.append(Value(override.input_line))
+        elif override.is_discrete_sweep():
+            job.extend(itertools.islice(values(loader, override), 1))
+    known: Known = {}
+    try:
+        found = config.composed(loader, [*launching, *(value.line for value in job)])
+        known[same(job)] = found
+    except ConfigurationError:
+        found = config.composed(loader, [o.input_line for o in overrides if not o.is_sweep_override()])
+    return found.config.hydra.runtime.choices, known
+
+
+def _launches(key: str) -> bool:
+    return key == "hydra/launcher" or key.startswith("hydra.launcher.")
 
 
 def parsed(loader: Any, overrides: Sequence[str]) -> list[Any]:
@@ -110,15 +134,14 @@ def settings(
     known = {} if known is None else known
     for job in jobs:
         lines = [value.line for value in job]
-        numbers = numbers_of(job)
-        same = tuple(value.key if value.key in numbers else value.line for value in job)
+        numbers, words = numbers_of(job), same(job)
         try:
-            if same not in known:
+            if words not in known:
                 try:
-                    known[same] = config.composed(loader, lines)
+                    known[words] = config.composed(loader, lines)
                 except ConfigurationError as error:  # of a word that the others have too
-                    known[same] = error
-            found = known[same]
+                    known[words] = error
+            found = known[words]
             if isinstance(found, ConfigurationError):
                 raise found
             for key, number in numbers.items():
@@ -128,6 +151,12 @@ def settings(
             yield dataclasses.replace(made, overrides=tuple(ours.get(line, line) for line in made.overrides))
         except ConfigurationError as error:
             yield lines, error
+
+
+def same(job: Sequence[Value]) -> tuple[str, ...]:
+    """The words of a job, of those that stand for a number the key alone: equal for jobs that are composed once."""
+    numbers = numbers_of(job)
+    return tuple(value.key if value.key in numbers else value.line for value in job)
 
 
 def numbers_of(job: Sequence[Value]) -> dict[str, int | float]:

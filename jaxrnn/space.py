@@ -11,7 +11,7 @@ tag(log, ...) takes an interval, or a range of step 1, by its logarithm.
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from decimal import Decimal
 from importlib.util import find_spec
 from typing import Any, NamedTuple, cast
@@ -51,28 +51,6 @@ class Search(NamedTuple):
     fixed: list[str]  # overrides of every trial
     compose: Callable[[Sequence[Value]], Settings]  # words -> settings of a trial
     example: Settings  # of one of them
-
-
-class Fixed(NamedTuple):
-    """What the words of a sweep say that hold for all of its jobs."""
-
-    sweeper: str  # who chooses the jobs: basic or optuna, by the command line or by a yaml of the user's
-    launcher: str
-    settings: Settings | None  # None where they are not sound without the other words
-
-
-def fixed(overrides: Sequence[str], *, config_dir: str | None = None) -> Fixed:
-    """Composed once, before anything else is looked at."""
-    from omegaconf.errors import OmegaConfBaseException
-
-    with config.opened(config_dir) as loader:
-        pairs = zip(overrides, planning.parsed(loader, overrides), strict=True)
-        found = config.composed(loader, [line for line, override in pairs if not override.is_sweep_override()])
-        settings = None
-        with suppress(ConfigurationError, OmegaConfBaseException):  # the jobs will say so, if it is wrong for them too
-            settings = config.checked(loader, found)
-        choices = found.config.hydra.runtime.choices
-        return Fixed(choices["hydra/sweeper"], choices["hydra/launcher"], settings)
 
 
 @contextmanager

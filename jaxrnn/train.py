@@ -37,15 +37,14 @@ def main(arguments: Sequence[str]) -> int:
     if given.multirun:
         if not any(map(WITHOUT_C.match, given.overrides)):
             foreign.begin()  # before it is known whether it will be asked for: it mostly is, and takes longest
-        fixed = space.fixed(given.overrides, config_dir=given.config_dir)
-        if fixed.sweeper == "optuna":
-            with space.search(given.overrides, config_dir=given.config_dir) as search:
-                from jaxrnn import study
+        if plan := planning.planned(given.overrides, config_dir=given.config_dir):
+            from jaxrnn.sweep import sweep
 
-                return study.run(search)
-        from jaxrnn.sweep import sweep
+            return sweep(plan)
+        with space.search(given.overrides, config_dir=given.config_dir) as search:
+            from jaxrnn import study
 
-        return sweep(planning.planned(given.overrides, config_dir=given.config_dir, launcher=fixed.launcher))
+            return study.run(search)
     settings = config.compose(given.overrides, config_dir=given.config_dir)
     if settings.dry_run:
         print(outline.plan(settings, prepare(settings, print)))

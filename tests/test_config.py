@@ -226,6 +226,10 @@ def test_a_thousand_jobs_are_composed_once_for_each_choice(monkeypatch):
     jobs = planning.planned(["cell=vanilla,gru", "optimizer.learning_rate=0.1,0.2", "seed=range(250)"]).jobs
     assert len({(job.cell.name, job.optimizer.learning_rate, job.seed) for job in jobs}) == 1000
     assert lines == [["cell=vanilla", *(rest := ["optimizer.learning_rate=0.1", "seed=0"])], ["cell=gru", *rest]]
+    lines.clear()
+    assert planning.planned(["hydra/launcher=population", "seed=1,2"]).launcher == "population"
+    assert planning.planned(["hydra/sweeper=optuna", "dropout_rate=interval(0,1)"]) is None
+    assert lines == [["hydra/launcher=population", "seed=1"], ["hydra/sweeper=optuna"]]
 
 
 @pytest.mark.parametrize(
@@ -236,6 +240,9 @@ def test_a_thousand_jobs_are_composed_once_for_each_choice(monkeypatch):
         ("seed=range(3,1)", "at least one value"),
         ("seed=1,2,-3", "job 2"),
         ("seed=range(5", "cannot read"),
+        ("dropout_rate=interval(0,1)", "hydra/sweeper=optuna"),
+        ("hydra.sweep.dir=here,there", "one value"),
+        ("hydra/launcher=basic,population", "one value"),
     ],
 )
 def test_a_sweep_over_nothing_or_an_unknown_key_is_refused(line, says):
