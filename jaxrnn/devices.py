@@ -1,5 +1,6 @@
 """Where a run computes, and what must stand before jax starts: XLA's flags, the platform, the compile cache."""
 
+import ctypes
 import functools
 import importlib.metadata
 import importlib.util
@@ -21,6 +22,9 @@ FUSIONS = "xla_cpu_experimental_ynn_fusion_type"
 # Multiplications of an update from which one part per core gained on 2 cores: 400 M 1.1 times, 3 G 1.3 times as fast;
 # at 16 M adding up the gradients of the parts cost more than it saved.
 WORTH_DIVIDING = 2e8
+# Options of mallopt (malloc.h): M_MMAP_THRESHOLD, above which memory is the system's own, at its largest, and
+# M_TRIM_THRESHOLD, above which what is free at an end is given back. Bytes.
+KEPT = {-3: 32 << 20, -1: 256 << 20}
 
 
 def set_flags(environ: Any = os.environ) -> None:
@@ -31,6 +35,19 @@ def set_flags(environ: Any = os.environ) -> None:
     flags = environ.get("XLA_FLAGS", "")
     if FUSIONS not in flags and _library_holds(FUSIONS):
         environ["XLA_FLAGS"] = f"{flags} --{FUSIONS}=".strip()
+
+
+def keep_memory(environ: Mapping[str, str] = os.environ) -> bool:
+    """Let the C library keep memory that was freed for what is asked for next; was it told to.
+
+    It gives the arrays of an ended epoch or job back to the system, and every page of the next ones is asked for again:
+    64 jobs on SST-2 sentences met 311,000 faults in place of 69,000, and took 15.8 in place of 15.1 s (2 cores of an
+    Intel Xeon, glibc 2.36, 2026-11-26). Left alone where it has been told something, and where it is not glibc.
+    """
+    if not sys.platform.startswith("linux") or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in environ):
+        return False
+    tell = getattr(ctypes.CDLL(None), "mallopt", None)
+    return tell is not None and all(tell(option, size) for option, size in KEPT.items())
 
 
 def _library_holds(name: str) -> bool:

@@ -140,6 +140,7 @@ class Group:
 def prepare(settings: Settings, say: Callable[[str], None], encoded: text.Encoded | None = None) -> Group:
     """Read and number the rows, choose the device, put the network together. `encoded`: the rows, if they are there."""
     devices.set_flags()
+    devices.keep_memory()
     begin(settings)
     if encoded is None:
         rows = artefact.splits(settings.dataset.name, settings.dataset.settings)
