@@ -21,6 +21,7 @@ def plan(rows: np.ndarray, length: np.ndarray, batch_size: int, seed: int) -> Ca
     count, steps = len(rows), -(-len(rows) // batch_size)
     block = max(1, min(MOST, AHEAD // count))
     pool = np.arange(count) // (POOL * batch_size) * (int(length.max()) + 1)
+    small = np.min_scalar_type(int(pool[-1]) + int(length.max()))  # of 16 bits numpy sorts five times as fast
     stream = np.random.Philox(0)
     new: Any = stream.state
     made: dict[int, np.ndarray] = {}
@@ -36,7 +37,8 @@ def plan(rows: np.ndarray, length: np.ndarray, batch_size: int, seed: int) -> Ca
             first = epoch // block * block
             drawn = np.stack([numbers(first + n) for n in range(block)])
             shuffled = rows[np.argsort(drawn[:, :count], kind="stable")]
-            sorted_ = np.take_along_axis(shuffled, np.argsort(length[shuffled] + pool, kind="stable"), 1)
+            by_length = np.argsort((length[shuffled] + pool).astype(small), kind="stable")
+            sorted_ = np.take_along_axis(shuffled, by_length, 1)
             places = np.argsort(drawn[:, count:], kind="stable")
             made.update(
                 (first + n, cut(each, batch_size)[place])

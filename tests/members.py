@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrnn import foreign
+from jaxrnn import foreign, resuming
 from jaxrnn.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +49,11 @@ def drawn(template, seed, dtype, scale=0.5):
     """Parameters of the template's structure, every array (biases too) drawn from a normal of that scale."""
     generator = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: jnp.asarray(scale * generator.normal(size=leaf.shape), dtype), template)
+
+
+def copied(programs, state):
+    """The state as `resuming.kept` gives it, in memory of its own."""
+    return jax.tree.map(np.array, resuming.kept(programs, state))
 
 
 def distance(got, expected):

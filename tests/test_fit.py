@@ -13,6 +13,7 @@ from jaxrnn import programs as programs_of
 from jaxrnn.errors import NumericalError
 from jaxrnn.resuming import Log
 from jaxrnn.types import Batch, Corpus, Hyper, TrainState
+from tests.members import copied
 
 LENGTHS = (3, 1, 7, 5, 2, 7, 4, 6, 1, 3, 2)
 ORDER = np.array([[0, 3, 1], [2, 4, 5], [6, 7, -1]], np.int32)
@@ -180,7 +181,7 @@ def test_two_devices_are_one(corpus):
         report = list(fit.fit(programs, quiet, lambda epoch, o=order: o, VALID, seed=0, epochs=3))[-1]
         results.append((report, fit.whole(programs, report.state.params)))
     (one, params), (two, others) = results
-    start = resuming.placed(programs, resuming.kept(programs, two.state))  # the table of 9 rows fills 10 on two devices
+    start = resuming.placed(programs, copied(programs, two.state))  # the table of 9 rows fills 10 on two devices
     for a, b in zip(jax.tree.leaves(start[:3]), jax.tree.leaves(two.state[:3]), strict=True):
         assert a.sharding == b.sharding
         np.testing.assert_array_equal(a, b)
@@ -191,7 +192,7 @@ def test_two_devices_are_one(corpus):
 
 def digest(programs, report):
     """Everything a run remembers, as bytes."""
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(resuming.kept(programs, report.state))]
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(copied(programs, report.state))]
 
 
 def run(programs, *, start=None, hyper=NUMBERS, **settings):
@@ -200,7 +201,7 @@ def run(programs, *, start=None, hyper=NUMBERS, **settings):
     reports, states, losses = [], [], []
     for report in fit.fit(programs, hyper, lambda e: np.roll(ORDER, e, 0), VALID, start=start, **settings):
         reports.append(report)
-        states.append(resuming.kept(programs, report.state))
+        states.append(copied(programs, report.state))
         losses.extend(float(loss).hex() for loss in report.log.loss)
     return reports, states, losses
 
@@ -257,12 +258,12 @@ def test_an_update_that_overflows_the_parameters_is_found_and_not_applied(corpus
 def test_training_can_go_back_and_on_after_the_batch_that_was_not_finite(programs):
     """From the state that it is given; at the limit it ends, and what it ends with is finite."""
     start = programs.init(np.uint32(0), np.float32(1))
-    first = resuming.kept(programs, start)
+    first = copied(programs, start)
     seen, hot = [], Hyper(1e38)
     with pytest.raises(NumericalError, match="not finite"):
         for report in fit.fit(programs, hot, lambda e: ORDER, VALID, seed=0, epochs=9, nonfinite_limit=3,
                               go_back=lambda: resuming.placed(programs, first)):  # fmt: skip
-            seen.append((report, resuming.kept(programs, report.state)))
+            seen.append((report, copied(programs, report.state)))
     refused = [(report, state) for report, state in seen if report.refused]
     assert len(refused) == 3 and [report.position.refused for report, _ in refused] == [1, 2, 2]
     for report, state in refused[:2]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from members import CELLS, distance, drawn
+from members import CELLS, copied, distance, drawn
 from test_fit import NUMBERS, ORDER, VALID, corpus  # noqa: F401 - a fixture
 
 import jaxrnn
@@ -149,7 +149,7 @@ def run(programs, every, start=None, told=0, measure=None):
     states = []
     for report in reports:
         losses.extend(report.log.loss.tolist())
-        states.append((resuming.kept(programs, report.state), report.position, len(records)))
+        states.append((copied(programs, report.state), report.position, len(records)))
     return records, states, losses
 
 

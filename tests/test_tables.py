@@ -7,7 +7,7 @@ import pytest
 import jaxrnn
 from jaxrnn import fit, optimizers, resuming, runs
 from jaxrnn.types import Corpus, Hyper
-from tests.members import distance, no_kernel
+from tests.members import copied, distance, no_kernel
 
 V, ROWS, BATCH, EPOCHS = 60, 96, 8, 4
 STEPS = ROWS // BATCH
@@ -143,7 +143,7 @@ def test_at_the_end_of_an_epoch_every_row_is_up_to_date(deferred):
 
 def test_rows_that_stand_at_no_update_are_not_taken_up(deferred):
     """A stranger's checkpoint: the numbers address memory."""
-    state = resuming.kept(deferred, run(deferred, max_steps=5)[2].state)
+    state = copied(deferred, run(deferred, max_steps=5)[2].state)
     assert resuming.sound(state)
     since = state.optimizer.behind.since
     for change in {"since": since + 1}, {"since": since - 1}, {"now": STEPS + 1}:
@@ -159,7 +159,7 @@ def test_a_run_that_ends_inside_an_epoch_is_settled(deferred):
 def at_second(programs):
     """The state on disk after two updates."""
     reports = fit.fit(programs, NUMBERS, plan, plan(0)[:2], seed=1, epochs=1, report_every=[1])
-    return next(resuming.kept(programs, report.state) for report in reports if report.step == 2)
+    return next(copied(programs, report.state) for report in reports if report.step == 2)
 
 
 def test_a_state_is_taken_up_by_programs_that_keep_another(corpus, deferred):
