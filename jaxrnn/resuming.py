@@ -52,7 +52,7 @@ class Position(NamedTuple):
 
 
 def kept(programs: Any, state: TrainState) -> TrainState:
-    """The state as numpy arrays, the key as its numbers, without filler rows; its own memory, good until the next update."""
+    """The state as numpy arrays, the key as its numbers, no filler rows: its own memory, good until the next update."""
     state = state._replace(key=jax.random.key_data(state.key))
     return jax.tree.map(lambda leaf, like: np.asarray(leaf)[tuple(map(slice, like.shape))], state, programs.kept)
 
