@@ -4,6 +4,7 @@ import ctypes
 import functools
 import importlib.metadata
 import importlib.util
+import math
 import mmap
 import os
 import platform
@@ -11,6 +12,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +143,24 @@ def free_memory(device: Any) -> int | None:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use: those it may run on, or fewer where a container grants less time."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(there, math.ceil(min(granted(), there))))
+
+
+def granted(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """Seconds of computing that control groups (cgroup v2, v1) grant this process for each second; may be infinite."""
+    found = [math.inf]
+    with suppress(OSError, ValueError):  # no such group, or "max"
+        time, period = (int((groups / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        found += [time / period] if time > 0 else []
+    lines = own.read_text().splitlines() if own.is_file() else []
+    inner = Path(next((line[3:] for line in lines if line.startswith("0::")), "/").lstrip("/"))
+    for folder in (inner, *inner.parents):
+        with suppress(OSError, ValueError):
+            time, period = map(int, (groups / folder / "cpu.max").read_text().split())
+            found.append(time / period)
+    return min(found)
 
 
 def _divide(count: int, *, must: bool) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -371,6 +372,30 @@ def test_flags_are_set_only_where_the_library_knows_them(monkeypatch):
     monkeypatch.setattr(devices, "FUSIONS", "xla_no_such_flag_at_all")
     devices.set_flags(environ)
     assert "no_such" not in environ["XLA_FLAGS"]
+
+
+def test_a_container_may_grant_less_than_its_cores(tmp_path):
+    own, none = tmp_path / "own", tmp_path / "none"
+    assert devices.granted(none, own) == math.inf
+    (deep := tmp_path / "a" / "b").mkdir(parents=True)
+    own.write_text("1:name=systemd:/x\n0::/a/b\n")
+    (deep / "cpu.max").write_text("max 100000\n")
+    assert devices.granted(tmp_path, own) == math.inf
+    (tmp_path / "a" / "cpu.max").write_text("150000 100000\n")
+    assert devices.granted(tmp_path, own) == 1.5
+    (tmp_path / "cpu").mkdir()
+    for name, number in (("quota", -1), ("period", 100000)):
+        (tmp_path / "cpu" / f"cpu.cfs_{name}_us").write_text(f"{number}\n")
+    assert devices.granted(tmp_path, own) == 1.5
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("50000\n")
+    assert devices.granted(tmp_path, own) == 0.5
+    assert devices.granted() > 0
+
+
+def test_cores_are_no_more_than_granted(monkeypatch):
+    for time, expected in ((0.5, 1), (1.0, 1), (math.inf, devices.cores())):
+        monkeypatch.setattr(devices, "granted", lambda time=time: time)
+        assert devices.cores() == expected
 
 
 def test_freed_memory_is_kept_for_what_comes_next(monkeypatch):

@@ -95,6 +95,7 @@ def test_an_update_draws_no_random_number_that_no_rate_asks_for():
 def test_other_numbers_compile_nothing(programs):
     for program in programs[:3]:
         program.ready()  # it may still be on the way
+    segments(programs, [3])
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, _, **kwargs: compiled.append(name) if "backend_compile" in name else None
