@@ -65,6 +65,11 @@ def expect() -> bool:
         return False
 
 
+def mark() -> str:
+    """Tells apart C code of other sources, by another compiler, or for another processor."""
+    return _mark(_command())
+
+
 def give_up() -> None:
     """Take back what `expect` let be traced, once nothing is."""
     from jaxrnn import targets
@@ -162,7 +167,6 @@ def _register(command: list[str], library: Path) -> None:
 
 
 def _mark(command: list[str]) -> str:
-    """Tells apart what is compiled of other sources, by another command, or for another processor."""
     found = hashlib.sha256()
     for path in sorted(NATIVE.iterdir()):
         found.update(path.read_bytes())

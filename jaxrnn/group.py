@@ -63,6 +63,11 @@ class Group:
         return math.ceil(len(self.encoded.corpus.train) / self.batch_size)
 
     @cached_property
+    def loops(self) -> str:
+        """Who computes: what decides the bits of its numbers, beside versions and devices."""
+        return f"{self.unroll} {foreign.mark()} for {devices.cores()} cores" if self.unroll == "kernel" else self.unroll
+
+    @cached_property
     def orders(self) -> dict[str, Any]:
         """The rows of validation and test, in batches."""
         corpus = self.encoded.corpus

@@ -47,7 +47,7 @@ def fingerprint(settings: Settings, group: Group) -> dict[str, Any]:
         if key not in FREE:
             flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
     flat.pop("unroll.kernel", None)  # what became of it is "loops"
-    flat["loops"] = group.unroll
+    flat["loops"] = group.loops
     versions = {name: devices.version(name) for name in ("jax", "jaxlib")}
     flat |= {"data": group.digest, **versions, "device": devices.described(group.devices)}
     return json.loads(json.dumps(flat))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from members import CELLS, ROOT, distance, drawn, member, no_kernel
 
-from jaxrnn import activations, config, devices, foreign, group, targets
+from jaxrnn import activations, config, devices, foreign, group, job, targets
 from jaxrnn.errors import ConfigurationError
 from jaxrnn.unroll import kernel as module
 
@@ -287,3 +287,20 @@ def test_a_run_says_which_loops_it_takes():
 def test_the_source_is_in_the_package():
     assert all(path.is_relative_to(Path(devices.__file__).parent) for path in foreign.SOURCES)
     assert set(foreign.SOURCES) == set(foreign.NATIVE.glob("*.c"))
+
+
+def test_other_code_or_cores_are_another_run_bit_for_bit(tmp_path, monkeypatch, capsys):
+    small = ["dataset.train_rows=64", "dataset.valid_rows=20", "dataset.test_rows=30", "hidden_size=8", "plots=never"]
+
+    def again(epochs):
+        line = [*small, f"epochs={epochs}", f"hydra.run.dir={tmp_path / 'run'}", "device.count=1"]
+        return job.run(config.compose(line))["bitwise"], "loops is not as it was" in capsys.readouterr().out
+
+    assert [again(1), again(2)] == [(True, False), (True, False)]
+    mark = foreign.mark()
+    monkeypatch.setattr(foreign, "mark", lambda: f"another {mark}")
+    assert again(3) == (False, True)
+    monkeypatch.setattr(foreign, "mark", lambda: mark)
+    assert again(4) == (False, True)  # a run that was not is not any more
+    monkeypatch.setattr(devices, "cores", lambda: 64)
+    assert again(5) == (False, True)
