@@ -4,6 +4,7 @@ XLA compiles without Python's lock and runs without it: tracing the next program
 time that the others need.
 """
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -27,6 +28,20 @@ class Program:
     def ready(self) -> Any:
         """What jax compiled."""
         return self._compiling.result()
+
+
+class Asked(Program):
+    """A program that may never be needed: traced and compiled by who first uses it."""
+
+    def __init__(self, trace: Callable[[], Any]):
+        super().__init__(Future())
+        self._trace, self._one = trace, threading.Lock()
+
+    def ready(self) -> Any:
+        with self._one:
+            if not self.done():
+                self._compiling.set_result(self._trace().compile())
+        return super().ready()
 
 
 class Compiler:
@@ -58,6 +73,10 @@ class Compiler:
 
         self._begun.append(self._pool.submit(made))
         return Program(self._begun[-1])
+
+    def asked(self, trace: Callable[[], Any]) -> Program:
+        """For a program that nobody may come for: `trace`, as in `later`, is called by who does."""
+        return Asked(trace)
 
     def later(self, trace: Callable[[], Any]) -> Program:
         """For a program that nobody waits for yet: compiled when those that were begun are there, one after the other.

@@ -60,7 +60,8 @@ def opened(config_dir: str | None) -> Iterator[Any]:
     from hydra.core.plugins import Plugins
     from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-    ConfigStore.instance().store(group="hydra/launcher", name="population", node={"_target_": "jaxrnn.launchers"})
+    node = {"_target_": "jaxrnn.launchers", "members": "auto"}
+    ConfigStore.instance().store(group="hydra/launcher", name="population", node=node)
     own = []
     if config_dir is not None:
         if not os.path.isdir(config_dir):
@@ -116,6 +117,17 @@ class Composed(NamedTuple):
     config: Any  # DictConfig, hydra's own node included
     overrides: list[str]
     default: Callable[[str], Mapping[str, Any]]  # the yaml of a group's chosen member as it stands
+
+    @property
+    def launcher(self) -> tuple[str, int | None]:
+        """Its name, and how many jobs train at once in one program, None for auto: hydra.launcher.members."""
+        name = self.config.hydra.runtime.choices["hydra/launcher"]
+        members = self.config.hydra.launcher.get("members", "auto") if name == "population" else "auto"
+        if members != "auto" and (type(members) is not int or members < 1):
+            raise ConfigurationError(
+                f"hydra.launcher.members={members!r}: expected auto, or how many jobs train at once in one program"
+            )
+        return name, members if isinstance(members, int) else None
 
 
 def composed(loader: Any, given: Sequence[str]) -> Composed:

@@ -21,6 +21,7 @@ from jaxrnn.errors import ConfigurationError
 from jaxrnn.settings import Settings, plain
 
 EVAL_ROWS = 128  # rows of a batch that is only measured
+MEMBERS = 256  # runs that an accelerator may train at once
 NUMBERS = {"learning_rate", "weight_decay", "warmup_steps", "final_fraction"}  # of optimizer and schedule
 OUTSIDE = {"init_scale", "seed", "clip_global_norm", "clip_value", "dropout_rate", "word_dropout_rate"}
 OUTSIDE |= {"epochs", "max_steps", "patience", "on_nonfinite", "nonfinite_limit", "log_every_steps", "logger"}
@@ -48,7 +49,7 @@ class Group:
 
     encoded: text.Encoded
     network: dict[str, Any]
-    unroll: str  # that trains: network["unroll"], or kernel
+    unroll: str  # that trains: network["unroll"], or kernel; ", vmapped" where several runs are one program
     model: Any
     optimizer: Any
     factor: Any
@@ -56,6 +57,7 @@ class Group:
     batch_size: int
     cache: Path | None  # of compiled programs
     measured: bool  # the gradient's flow, during training
+    members: int = 1  # runs that may be trained at once in one vmapped program
 
     @cached_property
     def steps(self) -> int:
@@ -77,6 +79,17 @@ class Group:
     @cached_property
     def programs(self) -> Any:
         """Compiled on the first call, which puts the corpus on the devices too."""
+        return self._alone if self.population is None else self.population.programs
+
+    @cached_property
+    def population(self) -> Any:
+        """Where the calls of many runs become one; None where each run has its own."""
+        from jaxrnn import population
+
+        return population.Population(self._alone, self.members) if self.members > 1 else None
+
+    @cached_property
+    def _alone(self) -> Any:
         from jaxrnn import fit, monitor
 
         return fit.build(
@@ -94,7 +107,12 @@ class Group:
             texts=monitor.texts(self.encoded.corpus) if self.measured else None,
             in_c=self.unroll == "kernel",
             before=foreign.load if self.unroll == "kernel" else None,
+            alone=self.members == 1,
         )
+
+    def known(self) -> None:
+        """Find out what every run asks for: many threads that ask at once would each find it out."""
+        _ = self.orders, self.digest, self.baselines, self.environment, self.vocabulary
 
     @cached_property
     def needed(self) -> int:
@@ -142,16 +160,26 @@ class Group:
         return found.hexdigest()
 
 
-def prepare(settings: Settings, say: Callable[[str], None], encoded: text.Encoded | None = None) -> Group:
-    """Read and number the rows, choose the device, put the network together. `encoded`: the rows, if they are there."""
+def prepare(
+    settings: Settings,
+    say: Callable[[str], None],
+    encoded: text.Encoded | None = None,
+    members: int | None = 1,
+) -> Group:
+    """Read and number the rows, choose the device, put the network together. `encoded`: the rows, if they are there.
+
+    `members`: runs to train at once in one vmapped program; None: 1 on a CPU, up to MEMBERS on one accelerator.
+    """
     devices.set_flags()
     devices.keep_memory()
-    begin(settings)
+    together = f"it trains one run, not {members} at once" if members and members > 1 else None
+    if not together:
+        begin(settings)
     if encoded is None:
         rows = artefact.splits(settings.dataset.name, settings.dataset.settings)
         tokenizer = artefact.tokenizer(settings.tokenizer.name, settings.tokenizer.settings)
         encoded = text.encode(rows, tokenizer, max_length=settings.max_length)
-    made = assembled(settings, encoded, without_kernel(settings), say)
+    made = assembled(settings, encoded, together or without_kernel(settings), say, members)
     try:
         if made.unroll == "kernel":
             if foreign.expect() or settings.dry_run:
@@ -160,20 +188,30 @@ def prepare(settings: Settings, say: Callable[[str], None], encoded: text.Encode
                 _ = made.programs  # are traced while the C code is compiled
     except foreign.NotCompiled as error:
         foreign.give_up()
-        return assembled(settings, encoded, str(error), say)
+        return assembled(settings, encoded, str(error), say, members)
     return made
 
 
-def assembled(settings: Settings, encoded: text.Encoded, why_not: str | None, say: Callable[[str], None]) -> Group:
+def assembled(
+    settings: Settings,
+    encoded: text.Encoded,
+    why_not: str | None,
+    say: Callable[[str], None],
+    members: int | None = 1,
+) -> Group:
     """The group of these rows; `why_not`: the reason to leave the kernel out."""
     network = artefact.network(settings, len(encoded.vocabulary), len(encoded.labels))
     work = artefact.work(network) * settings.batch_size * float(encoded.corpus.length[encoded.corpus.train].mean())
-    work *= why_not is not None  # the kernel divides the rows itself
+    work *= why_not is not None and members in (None, 1)  # the kernel divides the rows itself
     chosen = devices.choose(settings.device.name, settings.device.count, work=work, rows=settings.batch_size)
     if settings.batch_size % len(chosen):
         raise ConfigurationError(
             f"batch_size={settings.batch_size}: expected a multiple of the {len(chosen)} devices (device.count)"
         )
+    if members is None:
+        members = 1 if chosen[0].platform == "cpu" or len(chosen) > 1 else MEMBERS
+    if members > 1 and len(chosen) > 1:
+        raise ConfigurationError(f"hydra.launcher.members={members}: expected device.count=1, or members=1")
     if why_not is None and chosen[0].platform != "cpu":
         why_not = "it is for the CPU"
     if why_not and settings.unroll.name == "kernel":
@@ -190,7 +228,10 @@ def assembled(settings: Settings, encoded: text.Encoded, why_not: str | None, sa
     factor = optimizers.schedule(settings.schedule.name)
     model = jaxrnn.rnn(**network | {"unroll": unroll})
     measured = bool(settings.flow["every_steps"])
-    return Group(encoded, network, unroll, model, optimizer, factor, chosen, settings.batch_size, cache, measured)
+    told = unroll if members == 1 else f"{unroll}, vmapped"
+    return Group(
+        encoded, network, told, model, optimizer, factor, chosen, settings.batch_size, cache, measured, members
+    )
 
 
 def begin(settings: Settings) -> None:

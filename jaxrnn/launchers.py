@@ -2,7 +2,7 @@
 
 basic       one after another
 population  as many at once as there are cores, each job on a thread: XLA computes without Python's lock, and one
-            compiled program serves all threads
+            compiled program serves all threads. On an accelerator as many as its memory holds, in one vmapped program
 
 Launchers that are installed for Hydra itself are in `processes`.
 """
@@ -19,6 +19,7 @@ from jaxrnn.job import Halt
 from jaxrnn.settings import Settings
 
 WRITING = 1  # jobs beyond those that compute: while one writes its files, another takes its core
+SHARE_WRITING = 8  # of this many that train together the files of one
 ASKED_EVERY = 0.2  # seconds between two looks for a polite stop
 
 
@@ -51,13 +52,21 @@ def basic(tasks: Sequence[Task], ended: Ended) -> None:
             raise outcome.error
 
 
-def population(tasks: Sequence[Task], ended: Ended) -> None:
-    """A polite stop is heard by every running job, which saves itself; those that wait do not start."""
+def population(tasks: Sequence[Task], ended: Ended, members: int | Callable[[Settings], int] = 1) -> None:
+    """A polite stop is heard by every running job, which saves itself; those that wait do not start.
+
+    `members`: how many train at once in one program, or what finds that out from the settings of the first.
+    """
+    if not tasks:
+        return
     # XLA deals the kernels of every update to a pool of threads and goes on where the last one ended. With a pool of
     # one each job stays on its own thread: 64 jobs on SST-2 sentences 38.1 -> 36.5 s. Read when the CPU is first used.
-    os.environ.setdefault("PJRT_NPROC", "1")
+    if callable(members) or members == 1:
+        os.environ.setdefault("PJRT_NPROC", "1")
     stop: KeyboardInterrupt | None = None
-    with ThreadPoolExecutor(devices.cores() + WRITING) as pool, command.put_off() as arrived:
+    together = min(members(tasks[0].settings) if callable(members) else members, len(tasks))
+    threads = together + together // SHARE_WRITING if together > 1 else devices.cores()
+    with ThreadPoolExecutor(threads + WRITING) as pool, command.put_off() as arrived:
         left: set[Future[Outcome]] = {pool.submit(task.run, lambda: stop) for task in tasks}
         try:
             while left:
@@ -75,6 +84,28 @@ def population(tasks: Sequence[Task], ended: Ended) -> None:
 
 
 OURS = {"basic": basic, "population": population}
+
+
+class Turns:
+    """Groups that fill the device take turns, of each as many jobs at once as fit."""
+
+    def __init__(self) -> None:
+        self.changed, self.group, self.jobs, self.most = threading.Condition(), object(), 0, 0
+
+    @contextmanager
+    def taken(self, group: object, fitting: Callable[[], int]) -> Iterator[None]:
+        """`fitting`, called when the group has the device for itself: how many jobs of it fit."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.jobs or (self.group is group and self.jobs < self.most))
+            if self.group is not group:
+                self.most, self.group = fitting(), group
+            self.jobs += 1
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.jobs -= 1
+                self.changed.notify_all()
 
 
 class Room:

@@ -6,7 +6,7 @@ numbers are then set in what was composed, as Hydra sets them, and each job is c
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jaxrnn import config
@@ -25,6 +25,7 @@ class Plan(NamedTuple):
     jobs: list[Settings]
     hydra: list[str] = []  # words of the command line that are about the launcher
     config_dir: str | None = None
+    members: int | None = None  # hydra.launcher.members, None for auto
 
 
 class Value(NamedTuple):
@@ -43,8 +44,8 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan 
     with config.opened(config_dir) as loader:
         found = parsed(loader, overrides)
         launching = [override.input_line for override in found if _launches(override.get_key_element())]
-        chosen, known = first(loader, found, launching)
-        if chosen["hydra/sweeper"] == "optuna":
+        example, known = first(loader, found, launching)
+        if example.config.hydra.runtime.choices["hydra/sweeper"] == "optuna":
             return None
         directory, choices = None, []
         for override in found:
@@ -70,11 +71,12 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan 
     if refused:
         more = [f"and {len(refused) - MOST_REFUSALS} more jobs"] if len(refused) > MOST_REFUSALS else []
         raise ConfigurationError("\n".join(refused[:MOST_REFUSALS] + more))
-    return Plan(directory, chosen["hydra/launcher"], jobs, launching, config_dir)
+    launcher, members = example.launcher
+    return Plan(directory, launcher, jobs, launching, config_dir, members)
 
 
-def first(loader: Any, overrides: Sequence[Any], launching: Sequence[str]) -> tuple[Mapping[str, str], "Known"]:
-    """-> the members of every group that the first job has, and what was composed for it.
+def first(loader: Any, overrides: Sequence[Any], launching: Sequence[str]) -> tuple[config.Composed, "Known"]:
+    """What is composed for the first job, the words about the launcher included, and what that is known as.
 
     A word that has no first value, as interval(0,1), is left out; all that are swept are, where they are refused.
     """
@@ -93,7 +95,7 @@ def first(loader: Any, overrides: Sequence[Any], launching: Sequence[str]) -> tu
         known[same(job)] = found
     except ConfigurationError:
         found = config.composed(loader, [o.input_line for o in overrides if not o.is_sweep_override()])
-    return found.config.hydra.runtime.choices, known
+    return found, known
 
 
 def _launches(key: str) -> bool:

@@ -46,12 +46,22 @@ class Data(NamedTuple):
     target: Array  # [R] int32
 
 
+class Pure(NamedTuple):
+    """What `segment` and `answers` are made of, for who puts it together in another way (see `vmapped`)."""
+
+    update: Callable  # see `make_update`
+    settle: Callable  # state -> state with every parameter up to date
+    gather: Callable  # (data, order [S, B], step) -> Batch
+    answers: Callable
+    order: tuple[int, int]
+
+
 class Programs(NamedTuple):
     """For one set of shapes, compiled or on the way. `data` is the corpus on its device."""
 
     init: Program
-    segment: Program
-    answers: Program
+    segment: Program | Callable[..., Any]  # the latter meets with the calls of other runs (see `population`)
+    answers: Program | Callable[..., Any]
     data: Data
     shapes: Any  # of the parameters, as the model made them
     eval_order: tuple[int, int]
@@ -61,6 +71,7 @@ class Programs(NamedTuple):
     kept: TrainState  # shapes of the state on disk: no filler rows, the key as its numbers
     optimizer: Any  # as it was given, without the memory of a deferred table
     readings: monitor.Measure | None  # how the gradient flows through the texts given
+    pure: Pure
 
 
 def gather(data: Data, order: Array, step: Array, max_length: int) -> Batch:
@@ -91,6 +102,7 @@ def make_update(
     """update(state, hyper, batch) -> (state, Log of one step, finite). A step that is not finite changes nothing.
 
     With an axis, `batch` is this device's share of the rows. `drawn` may give a key another way to the same numbers.
+    A fourth argument, a bool, may say that the step is not `wanted`: it then changes nothing either.
     """
 
     def total(tree):
@@ -100,7 +112,7 @@ def make_update(
         sums = model.summed(params, batch, key, noise)
         return sums.loss, sums
 
-    def update(state: TrainState, hyper: Hyper, batch: Batch):
+    def update(state: TrainState, hyper: Hyper, batch: Batch, wanted: Array | None = None):
         noise = Noise(hyper.dropout_rate, hyper.word_dropout_rate)
         key = fold_in(drawn(state.key), state.step)
         key = key if axis is None else fold_in(key, lax.axis_index(axis))
@@ -118,8 +130,9 @@ def make_update(
             sums, gradients = total((sums, gradients))
         rows = jnp.maximum(sums.weight, 1)
         loss, rate = sums.loss / rows, optimizers.rate(factor, state.step, hyper)
+        finite = jnp.isfinite(loss) if wanted is None else jnp.isfinite(loss) & wanted
         params, memory, grad_norm, finite = table.learn(
-            state, gradients, found, ids, batch.length, rows, rate, hyper, jnp.isfinite(loss)
+            state, gradients, found, ids, batch.length, rows, rate, hyper, finite
         )
         after = TrainState(params, memory, state.step + finite.astype(jnp.int32), state.key)
         return after, Log(loss, sums.correct, sums.weight, grad_norm), finite
@@ -194,13 +207,15 @@ def build(
     texts: tuple[Array, Array] | None = None,
     in_c: bool = False,
     before: Callable[[], None] | None = None,
+    alone: bool = True,
 ) -> Programs:
     """Put the corpus on the devices and compile the programs ahead of time: those that begin a run are waited for.
 
     `order` and `eval_order` are the shapes [S, B] of the orders that will be trained on and evaluated;
     B is a multiple of the number of devices. With `texts`, from `monitor.texts`, there is a fourth program: `readings`.
     `in_c`: on one device, random numbers and the update by the C code (see `fused`), which `foreign.load` has loaded,
-    or will have when `before` comes back, which is called before anything is compiled.
+    or will have when `before` comes back, which is called before anything is compiled. A run that is not `alone` trains
+    with others in their program: `segment` and `answers` are then compiled only if they are called.
     """
     began = time.perf_counter()
     devices = list(devices) if devices else jax.devices()[:1]
@@ -246,26 +261,36 @@ def build(
         return jax.jit(function, in_shardings=shardings[0], out_shardings=shardings[1], **settings).lower(*arguments)
 
     hyper = Hyper(*(like(np.float32),) * len(Hyper._fields))
-    with Compiler(before) as compiler:
-        segment = compiler.begin(
-            traced(
-                make_segment(make_update(model, table, factor, axis, drawn), table.settle, rectangle),
-                (state, hyper, data, like(np.int32, *order), like(np.int32), like(np.int32), like(np.bool_)),
-                (spec, P(), P(), columns, P(), P(), P()),
-                (spec, P(), P()),
-                donate_argnums=0,
-            )
+    pure = Pure(
+        make_update(model, table, factor, axis, drawn),
+        table.settle,
+        rectangle,
+        make_answers(model, max_length, axis, in_c),
+        order,
+    )
+
+    def training():
+        return traced(
+            make_segment(pure.update, pure.settle, pure.gather),
+            (state, hyper, data, like(np.int32, *order), like(np.int32), like(np.int32), like(np.bool_)),
+            (spec, P(), P(), columns, P(), P(), P()),
+            (spec, P(), P()),
+            donate_argnums=0,
         )
+
+    def measuring():
+        return traced(
+            pure.answers,
+            (state.params, data, like(np.int32, *eval_order), like(np.int32)),
+            (cut, P(), columns, P()),
+            (P(), columns),
+        )
+
+    with Compiler(before) as compiler:
+        segment = compiler.begin(training()) if alone else compiler.asked(training)
         shardings = jax.tree.map(partial(NamedSharding, across), (spec, P(), P()))
         begin = compiler.begin(jax.jit(init, out_shardings=shardings[0]).lower(like(np.uint32), like(np.float32)))
-        answers = compiler.later(
-            lambda: traced(
-                make_answers(model, max_length, axis, in_c),
-                (state.params, data, like(np.int32, *eval_order), like(np.int32)),
-                (cut, P(), columns, P()),
-                (P(), columns),
-            )
-        )
+        answers = compiler.later(measuring) if alone else compiler.asked(measuring)
         if texts is not None:
             measured, texts = gradients.make(model), (np.ascontiguousarray(texts[0].T), texts[1])
             everywhere = table if axis is None else way(given)  # each device has all texts
@@ -276,7 +301,8 @@ def build(
                 return measured(state.params, xs, target)
 
             flow = compiler.later(lambda: jax.jit(readings, in_shardings=shardings).lower(state, *texts))
-    begin.ready(), segment.ready()
+    for program in (begin, segment) if alone else (begin,):
+        program.ready()
     spent = time.perf_counter() - began
     shapes = _shapes(model)
     placed = jax.tree.map(
@@ -286,7 +312,7 @@ def build(
         shapes, jax.eval_shape(optimizer.init, shapes), state.step, jax.eval_shape(jax.random.key_data, state.key)
     )
     read, count = (None, 3) if texts is None else (monitor.Measure(flow, texts), 4)
-    return Programs(begin, segment, answers, data, shapes, eval_order, count, spent, placed, kept, given, read)
+    return Programs(begin, segment, answers, data, shapes, eval_order, count, spent, placed, kept, given, read, pure)
 
 
 def _shapes(model):

@@ -46,6 +46,7 @@ class Search(NamedTuple):
 
     directory: str | None  # if one was named
     launcher: str
+    members: int | None  # hydra.launcher.members, None for auto
     options: dict[str, Any]  # hydra.sweeper.*
     space: Space
     fixed: list[str]  # overrides of every trial
@@ -70,7 +71,8 @@ def search(overrides: Sequence[str], *, config_dir: str | None = None) -> Iterat
                 swept[key] = override
             else:
                 (own if key.startswith(("hydra/", "hydra.")) else fixed).append(line)
-        hydra = config.composed(loader, [*own, *fixed]).config.hydra
+        composed = config.composed(loader, [*own, *fixed])
+        hydra = composed.config.hydra
         options = cast(dict, OmegaConf.to_container(hydra.sweeper, resolve=True))
         params = options.pop("params", None) or {}
         if not isinstance(params, dict) or not all(isinstance(value, str | int | float) for value in params.values()):
@@ -82,7 +84,7 @@ def search(overrides: Sequence[str], *, config_dir: str | None = None) -> Iterat
                 swept[override.get_key_element()] = override
             else:
                 fixed.append(line)
-        launcher = hydra.runtime.choices["hydra/launcher"]
+        launcher, members = composed.launcher
         if launcher not in planning.LAUNCHERS:
             raise ConfigurationError(unknown("hydra/launcher", launcher, planning.LAUNCHERS))
         options = checked("hydra.sweeper", {"hydra.sweeper": options}, OPTIONS)
@@ -102,7 +104,8 @@ def search(overrides: Sequence[str], *, config_dir: str | None = None) -> Iterat
 
         held = [compose(spelled(corner)) for corner in corners(found)]
         explicit = any(line.startswith("hydra.sweep.dir=") for line in own)
-        yield Search(str(hydra.sweep.dir) if explicit else None, launcher, options, found, fixed, compose, held[0])
+        directory = str(hydra.sweep.dir) if explicit else None
+        yield Search(directory, launcher, members, options, found, fixed, compose, held[0])
 
 
 def distribution(override: Any) -> Any:

@@ -51,7 +51,9 @@ def run(plan: Search) -> int:
         return 0
     with ExitStack() as stack:
         named = options["storage"] and stack.enter_context(choosing.opened(options["storage"]))
-        runner = stack.enter_context(sweep.opened(plan.directory, plan.launcher, plan.example.experiment))
+        runner = stack.enter_context(
+            sweep.opened(plan.directory, plan.launcher, plan.example.experiment, members=plan.members)
+        )
         place = options["storage"] or f"sqlite:///{runner.folder / 'study.db'}"
         storage = named or stack.enter_context(choosing.opened(place))
         with choosing.refusals(place):
@@ -89,8 +91,8 @@ class Study:
         self.size = min(self.options["n_trials"], len(points) or self.options["n_trials"])
         self.trials: dict[int, Trial] = {}  # under way here
         self.pruned: set[int] = set()
-        at_once = math.ceil(devices.cores() / self.seeds) if plan.launcher == "population" else 1
-        self.batch = self.options["batch"] or at_once
+        at_once = (plan.members if (plan.members or 1) > 1 else devices.cores()) if plan.launcher == "population" else 1
+        self.batch = self.options["batch"] or math.ceil(at_once / self.seeds)
         self.study = optuna.create_study(
             study_name=self.options["study_name"],
             storage=storage,

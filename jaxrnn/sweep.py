@@ -11,8 +11,9 @@ import math
 import sys
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from jaxrnn import command, devices, group, history, job, launchers, processes, 
 from jaxrnn.errors import ArtefactError, BusyError, ConfigurationError, MemoryExceeded
 from jaxrnn.group import Group
 from jaxrnn.job import Halt
-from jaxrnn.launchers import Outcome, Room, Task
+from jaxrnn.launchers import Outcome, Room, Task, Turns
 from jaxrnn.planning import Plan
 from jaxrnn.settings import Settings
 
@@ -41,13 +42,24 @@ class Runner:
     "valid", "best", "seconds"}. Where it returns True the job ends there: saved, not tested, its status "pruned".
     """
 
-    def __init__(self, folder: Path, launcher: str, hydra: Sequence[str] = (), config_dir: str | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        launcher: str,
+        hydra: Sequence[str] = (),
+        config_dir: str | None = None,
+        members: int | None = None,
+    ):
         self.folder = folder
+        self.members = members if launcher == "population" else 1  # of a group at once in one program; None: as it pays
         self.launch = launchers.OURS.get(launcher) or processes.Processes(folder, hydra, config_dir)
+        if self.members != 1:
+            self.launch = partial(launchers.population, members=self.members or self.at_once)
         self.entries: dict[int, dict[str, Any]] = entries(folder)
         self.groups: dict[str, Group] = {}
         self.cores: dict[str, int] = {}  # that a job of the group takes
-        self.making, self.room = threading.Lock(), Room(devices.cores())
+        self.jobs: dict[str, int] = {}  # of a group, to be run
+        self.making, self.room, self.turns = threading.Lock(), Room(devices.cores()), Turns()
 
     def run(self, jobs: Sequence[tuple[int, Settings]], watch: Watch | None = None) -> list[Outcome]:
         """How each job ended, in their order; BusyError where the folder holds another job of that number."""
@@ -79,7 +91,8 @@ class Runner:
             raise ConfigurationError("jobs in other processes cannot be pruned: expected hydra/launcher=population")
         tasks = [Task(n, s, partial(self.one, n, s, watch)) for n, s in jobs if n not in found]
         keys = [group.key(task.settings) for task in tasks]
-        rank = {key: n for n, key in enumerate(dict.fromkeys(keys))}  # one group after the other, however jobs mix them
+        self.jobs, self.turns = dict(Counter(keys)), Turns()
+        rank = {key: n for n, key in enumerate(self.jobs)}  # one group after the other, however jobs mix them
         self.launch([task for _, task in sorted(zip(keys, tasks, strict=True), key=lambda pair: rank[pair[0]])], ended)
         return [found[number] for number, _ in jobs]
 
@@ -93,15 +106,18 @@ class Runner:
             if halt and (stop := halt()):
                 raise stop
             shared, cores = self.group(settings)
-            summary = job.run(
-                settings,
-                folder,
-                loud=False,
-                group=shared,
-                watch=watch and partial(watch, number),
-                halt=halt,
-                computing=partial(self.room.taken, cores),
-            )
+            with self.seat(shared, cores, self.jobs[group.key(settings)]) as computing:
+                if halt and (stop := halt()):
+                    raise stop
+                summary = job.run(
+                    settings,
+                    folder,
+                    loud=False,
+                    group=shared,
+                    watch=watch and partial(watch, number),
+                    halt=halt,
+                    computing=computing,
+                )
             return Outcome(number, summary["status"], 0, summary)
         except KeyboardInterrupt as stopped:
             return Outcome(number, "stopped", command.code_of(stopped), summary, stopped)
@@ -109,21 +125,42 @@ class Runner:
             refusal = command.typed(error)
             return Outcome(number, "failed", refusal.code if refusal else 1, summary, refusal or error)
 
+    @contextmanager
+    def seat(self, shared: Group, cores: int, jobs: int) -> Iterator[job.Computing]:
+        """What a job enters to train. One that trains with others is waited for from now on, until it has trained."""
+        if shared.population is None:
+            yield partial(self.room.taken, cores)
+            return
+        with ExitStack() as held:
+            held.enter_context(self.turns.taken(shared, partial(self.together, shared, jobs)))
+            held.enter_context(shared.population.member())
+            yield partial(closing, held)
+
+    def at_once(self, settings: Settings) -> int:
+        """How many jobs like this one may train at once in one program; 1 where it has one for itself."""
+        with suppress(Exception):  # the job will meet it again, and say so
+            return self.group(settings)[0].members
+        return 1
+
     def group(self, settings: Settings) -> tuple[Group, int]:
         """The group of a job, compiled, and how many cores the job takes; equal rows are read once for all groups."""
         key = group.key(settings)
         with self.making:
             if key not in self.groups:
                 same = (g.encoded for k, g in self.groups.items() if group.rows(k) == group.rows(key))
-                made = group.prepare(settings, lambda _: None, next(same, None))
+                made = group.prepare(settings, lambda _: None, next(same, None), self.members)
                 while len(self.groups) >= GROUPS_KEPT:
                     oldest = next(iter(self.groups))
                     del self.groups[oldest]
                     self.cores.pop(oldest, None)
                 self.groups[key] = made
-            if key not in self.cores:
-                self.cores[key] = self.fitted(self.groups[key])
-            return self.groups[key], self.cores[key]
+            made = self.groups[key]
+            if made.population is not None:
+                made.population.begin(min(made.members, self.jobs[key]))
+                made.known()
+            elif key not in self.cores:
+                self.cores[key] = self.fitted(made)
+            return made, self.cores.get(key, 1)
 
     def fitted(self, made: Group) -> int:
         """Compile, and find how many of the cores a job takes: more than it uses where memory is short."""
@@ -139,6 +176,24 @@ class Runner:
         return count
 
 
+    def together(self, made: Group, jobs: int) -> int:
+        """How many jobs of a group train at once in one program; so many of those to come are compiled for."""
+        population, free = made.population, devices.free_memory(made.devices[0])
+        population.most = made.members
+        asked = members = min(made.members, jobs)
+        needed = population.needed(members)
+        while free is not None and needed > free:
+            if members == 1:
+                raise MemoryExceeded(
+                    f"a job needs {needed:,} bytes, {free:,} are free: lower batch_size, max_length or hidden_size"
+                )
+            population.most = members = max(1, min(members - 1, int(members * free / needed)))
+            needed = population.needed(members)
+        short = "" if members == asked else f"; {asked} need more than the {free:,} bytes that are free"
+        print(f"{members} jobs at once in one program (unroll: {made.unroll}){short}", flush=True)
+        return population.most
+
+
 @contextmanager
 def opened(
     directory: str | None,
@@ -147,14 +202,17 @@ def opened(
     *,
     hydra: Sequence[str] = (),
     config_dir: str | None = None,
+    members: int | None = None,
 ) -> Iterator[Runner]:
     """A Runner in that folder, or in a new one below runs/<experiment>/, of which nobody else is the writer.
 
     `hydra`: the words about a launcher that is not ours, as "hydra/launcher=joblib", "hydra.launcher.n_jobs=2".
+    `members`: of launcher=population, how many jobs of a group train at once in one program. 1: each in its own, on a
+    thread; None: 1 on a CPU, on an accelerator as many as its memory holds.
     """
     folder = Path(directory) if directory else runs.new_folder(experiment, prefix="sweep_")
     with runs.locked(folder):
-        yield Runner(folder, launcher, hydra, config_dir)
+        yield Runner(folder, launcher, hydra, config_dir, members)
 
 
 def sweep(plan: Plan) -> int:
@@ -168,7 +226,8 @@ def sweep(plan: Plan) -> int:
         print(f"dry run: {len(plan.jobs)} jobs, all of them sound; nothing was made or trained", flush=True)
         return 0
     name = plan.jobs[0].experiment
-    with opened(plan.directory, plan.launcher, name, hydra=plan.hydra, config_dir=plan.config_dir) as runner:
+    where = plan.directory, plan.launcher, name
+    with opened(*where, hydra=plan.hydra, config_dir=plan.config_dir, members=plan.members) as runner:
         if runner.entries and set(runner.entries) != set(range(len(plan.jobs))):
             raise BusyError(f"{runner.folder} already holds a sweep of other jobs: choose another folder, or give none")
         outcomes = runner.run(list(enumerate(plan.jobs)))

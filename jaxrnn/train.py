@@ -13,7 +13,9 @@ from jaxrnn.group import prepare
 
 SHOWS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc", "--version", "--resolve")
 
-WITHOUT_C = re.compile(r"unroll|activation|device|dry_run|hydra/launcher=(?!basic$|population$)")  # words of sweeps
+WITHOUT_C = re.compile(  # words of sweeps
+    r"unroll|activation|device|dry_run|hydra/launcher=(?!basic$|population$)|hydra.launcher.members=(?!auto$|1$)"
+)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -18,6 +18,7 @@ python -m jaxrnn.train experiment=notes                        a recipe; its fil
 FLAGS = """\
 -m, --multirun           a sweep: every combination of the values given as a,b,c
 hydra/launcher=NAME      of a sweep: population runs a job per core; basic (one by one), joblib, submitit_slurm
+hydra.launcher.members=N of population: N jobs train at once in one vmapped program; auto: only on an accelerator
 -m hydra/sweeper=optuna  a study: Optuna chooses, also from range(1,9), interval(0,1), tag(log,interval(1e-4,1e-1))
 --cfg job                print the composed configuration and stop
 --config-dir DIR         a folder of your own yaml members, looked up first; only one that you trust

@@ -188,7 +188,7 @@ def quick(monkeypatch):
         runner.folder.mkdir(exist_ok=True)
 
         @contextmanager
-        def opened(*_):
+        def opened(*_, **__):
             with runs.locked(runner.folder):
                 yield runner
 

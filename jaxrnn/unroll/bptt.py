@@ -132,7 +132,7 @@ def _over_time(chunk, carry, T, B, length, *, backwards):
     """Run `chunk(begin, window, carry) -> tick, carry[, after]` over chunks of time, each tick inside, last step first
     when `backwards`. Only the steps that some row really has are visited."""
     window = min(T, max(1, CHUNK_ROWS // B))
-    steps = T if length is None else jnp.clip(jnp.max(length), 0, T)
+    steps = T if length is None else jnp.clip(_longest(length), 0, T)
     chunks = -(-T // window) if length is None else (steps + window - 1) // window
 
     def one(i, carry):
@@ -148,6 +148,18 @@ def _over_time(chunk, carry, T, B, length, *, backwards):
         return after[0](inner) if after else inner
 
     return one(0, carry) if window == T else lax.fori_loop(0, chunks, one, carry)
+
+
+@jax.custom_batching.custom_vmap
+def _longest(length):
+    return jnp.max(length)
+
+
+@_longest.def_vmap
+def _longest_of_all(size, batched, length):
+    """Of several networks side by side the same bound: to stop one loop by itself, XLA would choose between the old
+    and the new array of all its steps, at every step."""
+    return _longest(length.reshape(-1)), False
 
 
 def _pullback(split, params, kept, t, here, grad_state):

@@ -1,0 +1,274 @@
+"""Many runs of a group at once, in the programs of `vmapped`: on an accelerator an update of 256 networks costs little
+more than one.
+
+Each run keeps its thread and its own course: epochs, patience, checkpoints, its position in the data. Only its calls of
+`segment` and `answers` meet those of the others, and a thread of their own makes one call of them:
+
+    with population.member():                  from before the run begins until it trains no more
+        ... population.programs.segment(state, ...)
+
+A call waits until every member has one or has left, so that the same runs meet in the same calls whatever their
+threads do. What measures goes before what trains: who has ended an epoch catches up with the rest. A member that
+neither calls nor leaves, since its disk is slow, is waited for as long as PATIENCE; it joins a later call.
+
+A visit is a call about parameters that are not in the row of a member: the test of a run that has ended. It waits for
+other visits, as long as one takes, and keeps no member waiting longer than that.
+
+The programs are made for a few widths. A member that leaves gives its place up, and when a narrower width does for
+those that are left it is compiled beside the training, and then taken.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrnn import vmapped
+from jaxrnn.compiling import Program
+from jaxrnn.programs import Programs
+from jaxrnn.stack import Place, Stack, real, repeated, written
+from jaxrnn.types import Hyper
+
+PATIENCE = 2.0  # seconds without an arrival
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """Of `segment` or `answers`; `place`: of the member, None for a visit."""
+
+    name: str
+    place: Place | None
+    arguments: tuple[Any, ...]
+    like: Any  # calls that are equal in this can be one
+    result: Future[Any]
+
+
+class Population:
+    """Runs of one group, at most `most` at once. `programs` is what they are given in place of `alone`."""
+
+    def __init__(self, alone: Programs, most: int):
+        self.alone, self.most = alone, most
+        readings = alone.readings and alone.readings._replace(program=Whole(alone.readings.program))
+        self.programs: Programs = alone._replace(segment=self._segment, answers=self._answers, readings=readings)
+        self.made: dict[int, vmapped.Together] = {}  # by width
+        self.stack = Stack()
+        self._door = threading.Condition()
+        self._members: set[Place] = set()
+        self._calls: list[Call] = []  # that wait, of members
+        self._visits: list[Call] = []
+        self._came = self._visited = 0.0  # when the last member came or left, when the last visit did
+        self._visit_seconds = 0.0  # that one takes
+        self._conductor: threading.Thread | None = None
+        self._here = threading.local()  # .place: of the member that this thread is
+
+    def begin(self, members: int) -> None:
+        """Begin to compile for so many."""
+        self._for(self._width(members))
+
+    def needed(self, members: int) -> int:
+        """Bytes that so many members take on the device, when it is compiled for them."""
+        return vmapped.needed(self._for(self._width(members)))
+
+    @contextmanager
+    def member(self) -> Iterator[None]:
+        """While it lasts this thread is a member, and the others wait for its calls."""
+        self._here.place = place = Place(self.stack)
+        with self._door:
+            self._members.add(place)
+            self._changed()
+        try:
+            yield
+        finally:
+            self._here.place = None
+            try:
+                place.leave()
+            finally:
+                with self._door:
+                    self._members.discard(place)
+                    if not self._members:
+                        self.stack.clear()  # room for another group
+                    self._changed()
+
+    def _segment(self, state: Any, hyper: Hyper, data: Any, order: Any, begin: Any, end: Any, last: Any) -> Any:
+        place = getattr(self._here, "place", None)
+        if place is None:
+            raise RuntimeError("expected a thread that trains within `member()`")
+        if getattr(self._here, "hyper", None) is not hyper:  # nine arrays of one number each
+            self._here.hyper, self._here.numbers = hyper, np.array([np.asarray(number) for number in hyper])
+        return self._called("segment", place, (state, self._here.numbers, order, begin, end, last))
+
+    def _answers(self, params: Any, data: Any, order: Any, end: Any) -> Any:
+        place = getattr(self._here, "place", None)
+        own = place is not None and place.holds(params)
+        # The rows are given again at every epoch: what tells them from others is kept with the member.
+        known = getattr(self._here, "known", (None, None))
+        if known[0] is not order:
+            self._here.known = known = order, (np.asarray(order).tobytes(), int(end))
+        return self._called("answers", place if own else None, (params if own else real(params), order, end), known[1])
+
+    def _called(self, name: str, place: Place | None, arguments: tuple, like: Any = None) -> Any:
+        call = Call(name, place, arguments, like, Future())
+        with self._door:
+            if place:
+                self._calls.append(call)
+                self._changed()
+            else:
+                self._visits.append(call)
+                self._visited = time.monotonic()
+                self._wake()
+        return call.result.result()
+
+    def _changed(self) -> None:
+        """A member came, called or left; with the door held."""
+        self._came = time.monotonic()
+        if len(self._calls) == len(self._members):
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._conductor is None and (self._calls or self._visits):
+            self._conductor = threading.Thread(target=self._conduct, name="conductor", daemon=True)
+            self._conductor.start()
+        self._door.notify()
+
+    def _conduct(self) -> None:
+        """Makes the calls, until there are no members and no visits."""
+        while True:
+            with self._door:
+                while not (calls := self._next()):
+                    if not (self._members or self._visits):
+                        self._conductor = None
+                        return
+                    self._door.wait(self._visit_seconds if self._visits else PATIENCE)
+                chosen, members = set(calls), len(self._members)
+                self._calls = [call for call in self._calls if call not in chosen]
+                self._visits = [call for call in self._visits if call not in chosen]
+            try:
+                results = self._made(calls, members)
+            except BaseException as error:  # each of them meets it
+                results = [error] * len(calls)
+            for call, result in zip(calls, results, strict=True):
+                if isinstance(result, BaseException):
+                    call.result.set_exception(result)
+                else:
+                    call.result.set_result(result)
+            del calls, chosen, call, results, result  # arrays that nobody holds make room
+
+    def _next(self) -> list[Call]:
+        """The calls to be made as one, none where there is somebody to wait for."""
+        now, found = time.monotonic(), []
+        if self._visits and now - self._visited >= self._visit_seconds:
+            found = self._visits
+        elif len(self._calls) == len(self._members) or now - self._came >= PATIENCE:
+            found = [call for call in self._calls if call.name == "answers"] or self._calls
+        return [call for call in found if call.like == found[0].like]
+
+    def _made(self, calls: list[Call], members: int) -> list[Any]:
+        """What each call is answered with; an error is raised where the call was made."""
+        if calls[0].name == "segment":
+            return self._train(calls, self._ready(members))
+        if calls[0].place is not None:
+            return self._measure(calls, self.stack.states and self.stack.states.params)
+        began, results, width = time.monotonic(), [], self._ready(len(calls), begin=False)
+        for first in range(0, len(calls), width):
+            some = calls[first : first + width]
+            params = repeated(some[0].arguments[0], width)
+            for at, call in enumerate(some[1:], 1):
+                params = written(params, call.arguments[0], np.int32(at))
+            results += self._measure(some, params)
+        self._visit_seconds = time.monotonic() - began
+        return results
+
+    def _train(self, calls: list[Call], width: int) -> list[Any]:
+        segment, stack = self._for(width).segment.ready(), self.stack
+        orders = np.full((width, *self.alone.pure.order), -1, np.int32)
+        hypers = np.ones((len(Hyper._fields), width), np.float32)
+        begin, end, last = np.zeros(width, np.int32), np.zeros(width, np.int32), np.zeros(width, bool)
+        found: list[Any] = [_lost(call) for call in calls]
+        calls = [call for call, error in zip(calls, found, strict=True) if error is None]
+        if not calls:
+            return found
+        try:
+            with stack.lock:
+                given = [(call.place, call.arguments[0]) for call in calls]
+                stack.seat(width, [(place, state) for place, state in given if place and not place.holds(state)])
+                places = np.array([place.at for place, _ in given if place], int)
+                for at, call in zip(places, calls, strict=True):
+                    _, hypers[:, at], orders[at], begin[at], end[at], last[at] = call.arguments
+                states, logs, made = segment(stack.states, Hyper(*hypers), self.alone.data, orders, begin, end, last)
+                stack.put(states)
+            logs, made = np.asarray(logs), np.asarray(made)  # waits for the device
+        except BaseException as error:
+            stack.lose(error)
+            raise
+        states = [place and place.state for place, _ in given]
+        answers = zip(states, logs[places], made[places], strict=True)  # copies, so that no log keeps all of them
+        return [next(answers) if error is None else error for error in found]
+
+    def _measure(self, calls: list[Call], params: Any) -> list[Any]:
+        """Of rows of `params`: those of the members, or else the first ones."""
+        found: list[Any] = [_lost(call) for call in calls]
+        if params is None:
+            return found
+        width = jax.tree.leaves(params)[0].shape[0]
+        _, order, end = calls[0].arguments
+        sums, logits = self._for(width).answers(params, self.alone.data, order, end)
+        sums = np.asarray(sums)
+        for n, call in enumerate(calls):
+            at = call.place.at if call.place else n
+            if at is not None:
+                found[n] = sums[at], Answers(logits, at)
+        return found
+
+    def _width(self, members: int) -> int:
+        """A power of two, or the most there may be."""
+        return max(members, min(self.most, 1 << (members - 1).bit_length()))
+
+    def _for(self, width: int) -> vmapped.Together:
+        if width not in self.made:
+            self.made[width] = vmapped.begun(self.alone, width)
+        return self.made[width]
+
+    def _ready(self, members: int, begin: bool = True) -> int:
+        """The least width for so many whose programs are there; the right one is begun, and chosen if there is none.
+        Where it is not to be begun, it may be one for fewer."""
+        if begin or not self.made:
+            self._for(self._width(members))
+        there = sorted(width for width, together in list(self.made.items()) if together.there())
+        enough = [width for width in there if width >= members]
+        return min(enough or there[-1:] * (not begin), default=self._width(members))
+
+
+class Answers(NamedTuple):
+    """The logits of one member [S, B, ...], read when they are asked for."""
+
+    logits: Any
+    at: int
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(np.asarray(self.logits)[self.at], dtype)
+
+
+class Whole(Program):
+    """A program of one run, which cannot be given Parts."""
+
+    def __init__(self, program: Program):
+        self._program = program
+
+    def ready(self) -> Callable:
+        compiled = self._program.ready()
+        return lambda *arguments: compiled(*map(real, arguments))
+
+    def done(self) -> bool:
+        return self._program.done()
+
+
+def _lost(call: Call) -> BaseException | None:
+    """Why there is no state any more for a call about it."""
+    place = call.place
+    return place.error if place and place.at is None and place.holds(call.arguments[0]) else None
