@@ -148,7 +148,7 @@ def settings(
                 raise found
             for key, number in numbers.items():
                 OmegaConf.update(found.config, key, number)
-            ours = dict(zip(found.overrides[-len(lines) :], lines, strict=True))
+            ours = dict(zip(found.overrides[len(found.overrides) - len(lines) :], lines, strict=True))
             made = config.checked(loader, found)
             yield dataclasses.replace(made, overrides=tuple(ours.get(line, line) for line in made.overrides))
         except ConfigurationError as error:

@@ -228,8 +228,9 @@ def test_a_thousand_jobs_are_composed_once_for_each_choice(monkeypatch):
     assert lines == [["cell=vanilla", *(rest := ["optimizer.learning_rate=0.1", "seed=0"])], ["cell=gru", *rest]]
     lines.clear()
     assert planning.planned(["hydra/launcher=population", "seed=1,2"]).launcher == "population"
+    assert [job.overrides for job in planning.planned(["hydra/launcher=population"]).jobs] == [()]
     assert planning.planned(["hydra/sweeper=optuna", "dropout_rate=interval(0,1)"]) is None
-    assert lines == [["hydra/launcher=population", "seed=1"], ["hydra/sweeper=optuna"]]
+    assert lines == [["hydra/launcher=population", "seed=1"], ["hydra/launcher=population"], ["hydra/sweeper=optuna"]]
 
 
 @pytest.mark.parametrize(
