@@ -64,21 +64,24 @@ def population(tasks: Sequence[Task], ended: Ended, members: int | Callable[[Set
     if callable(members) or members == 1:
         os.environ.setdefault("PJRT_NPROC", "1")
     stop: KeyboardInterrupt | None = None
-    together = min(members(tasks[0].settings) if callable(members) else members, len(tasks))
-    threads = together + together // SHARE_WRITING if together > 1 else devices.cores()
-    with ThreadPoolExecutor(threads + WRITING) as pool, command.put_off() as arrived:
-        left: set[Future[Outcome]] = {pool.submit(task.run, lambda: stop) for task in tasks}
-        try:
-            while left:
-                done, left = wait(left, ASKED_EVERY, FIRST_COMPLETED)
-                for future in done:
-                    ended(future.result())
-                if stop is None and (stop := arrived()):
-                    left = {future for future in left if not future.cancel()}
-        except BaseException as error:
-            stop = error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with command.put_off() as arrived:
+        together = min(members(tasks[0].settings) if callable(members) else members, len(tasks))
+        if stop := arrived():
+            raise stop
+        threads = together + together // SHARE_WRITING if together > 1 else devices.cores()
+        with ThreadPoolExecutor(threads + WRITING) as pool:
+            left: set[Future[Outcome]] = {pool.submit(task.run, lambda: stop) for task in tasks}
+            try:
+                while left:
+                    done, left = wait(left, ASKED_EVERY, FIRST_COMPLETED)
+                    for future in done:
+                        ended(future.result())
+                    if stop is None and (stop := arrived()):
+                        left = {future for future in left if not future.cancel()}
+            except BaseException as error:
+                stop = error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     if stop:
         raise stop
 

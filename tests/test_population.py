@@ -432,6 +432,20 @@ def test_a_polite_stop_saves_every_member_and_the_command_goes_on(capsys, monkey
         same(f"s/{seed}", [f"seed={seed}", "epochs=40"])
 
 
+def test_a_polite_stop_waits_until_it_is_known_how_many_train_at_once():
+    """What compiles them must not be left in the middle: the interpreter would end beside a thread of XLA."""
+    known, ran = [], []
+
+    def at_once(settings):
+        os.kill(os.getpid(), signal.SIGINT)
+        known.append(time.sleep(0.05))
+        return 1
+
+    with pytest.raises(KeyboardInterrupt):
+        launchers.population([launchers.Task(0, None, ran.append)], ran.append, members=at_once)
+    assert known and not ran
+
+
 @pytest.mark.parametrize("bytes_of", [2, 1, 0.9])
 def test_fewer_at_once_where_the_memory_is_short(monkeypatch, capsys, widths, bytes_of):
     with sweep.opened("first", "population", members=4) as runner:
