@@ -152,6 +152,8 @@ class Population:
                 results = self._made(calls, members)
             except BaseException as error:  # each of them meets it
                 results = [error] * len(calls)
+            with self._door:
+                self._came = time.monotonic()  # nobody could come while they waited for this
             for call, result in zip(calls, results, strict=True):
                 if isinstance(result, BaseException):
                     call.result.set_exception(result)

@@ -432,6 +432,25 @@ def test_a_polite_stop_saves_every_member_and_the_command_goes_on(capsys, monkey
         same(f"s/{seed}", [f"seed={seed}", "epochs=40"])
 
 
+def test_who_is_in_a_long_call_is_not_taken_for_slow(monkeypatch):
+    measure, train_, missing = population.Population._measure, population.Population._train, []
+
+    def measured(self, calls, params):
+        time.sleep(1.2)  # longer than PATIENCE
+        return measure(self, calls, params)
+
+    def trained(self, calls, width):
+        missing.append(len(self._members) - len(calls))
+        return train_(self, calls, width)
+
+    monkeypatch.setattr(population, "PATIENCE", 1.0)
+    monkeypatch.setattr(population.Population, "_measure", measured)
+    monkeypatch.setattr(population.Population, "_train", trained)
+    lines = [["checkpoint.every_steps=3", "max_steps=6"], ["max_steps=6"]]  # the first comes to its epoch's end later
+    assert ended(swept(lines, 2)) == [("completed", 0)] * 2
+    assert not any(missing)
+
+
 def test_a_polite_stop_waits_until_it_is_known_how_many_train_at_once():
     """What compiles them must not be left in the middle: the interpreter would end beside a thread of XLA."""
     known, ran = [], []
