@@ -58,7 +58,7 @@ def run(
             taken = progress.Opened()
             if held_run or settings.resume == "must" or settings.resume_step is not None:
                 taken = progress.opened(settings, mark, folder, say)
-                if group.members > 1:  # how many others train beside it decides its last bits
+                if group.members > 1 and taken.checkpoint:  # how many others train beside it decides its last bits
                     taken = taken._replace(bitwise=False)
             if taken.finished is not None:
                 return taken.finished | {"run": str(folder)}

@@ -15,9 +15,10 @@ A visit is a call about parameters that are not in the row of a member: the test
 other visits, as long as one takes, and keeps no member waiting longer than that.
 
 The programs are made for a few widths. A member that leaves gives its place up, and when a narrower width does for
-those that are left it is compiled beside the training, and then taken.
+those that are left it is compiled beside the training, once that may pay, and then taken.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from jaxrnn.stack import Place, Stack, real, repeated, written
 from jaxrnn.types import Hyper
 
 PATIENCE = 2.0  # seconds without an arrival
+WORTH = 1.0  # a narrower program: seconds trained too wide, for each that it takes to compile
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,9 @@ class Population:
         readings = alone.readings and alone.readings._replace(program=Whole(alone.readings.program))
         self.programs: Programs = alone._replace(segment=self._segment, answers=self._answers, readings=readings)
         self.made: dict[int, vmapped.Together] = {}  # by width
+        self._begun = time.monotonic()  # when the first of them was
+        self._compile_seconds = math.inf  # that it took
+        self._wide_seconds = 0.0  # trained since then in a program that was wider than need be
         self.stack = Stack()
         self._door = threading.Condition()
         self._members: set[Place] = set()
@@ -183,11 +188,13 @@ class Population:
             for at, call in enumerate(some[1:], 1):
                 params = written(params, call.arguments[0], np.int32(at))
             results += self._measure(some, params)
-        self._visit_seconds = time.monotonic() - began
+        self._visit_seconds = min(PATIENCE, time.monotonic() - began)
         return results
 
     def _train(self, calls: list[Call], width: int) -> list[Any]:
-        segment, stack = self._for(width).segment.ready(), self.stack
+        segment, stack, members = self._for(width).segment.ready(), self.stack, len(calls)
+        began = time.monotonic()
+        self._compile_seconds = min(self._compile_seconds, began - self._begun)
         orders = np.full((width, *self.alone.pure.order), -1, np.int32)
         hypers = np.ones((len(Hyper._fields), width), np.float32)
         begin, end, last = np.zeros(width, np.int32), np.zeros(width, np.int32), np.zeros(width, bool)
@@ -205,6 +212,7 @@ class Population:
                 states, logs, made = segment(stack.states, Hyper(*hypers), self.alone.data, orders, begin, end, last)
                 stack.put(states)
             logs, made = np.asarray(logs), np.asarray(made)  # waits for the device
+            self._wide_seconds += (time.monotonic() - began) * (self._width(members) < width)
         except BaseException as error:
             stack.lose(error)
             raise
@@ -233,17 +241,28 @@ class Population:
 
     def _for(self, width: int) -> vmapped.Together:
         if width not in self.made:
+            self._begun = self._begun if self.made else time.monotonic()
             self.made[width] = vmapped.begun(self.alone, width)
         return self.made[width]
 
+    def _there(self) -> list[int]:
+        """The widths that can be called without waiting, least first."""
+        return sorted(width for width, together in list(self.made.items()) if together.there())
+
     def _ready(self, members: int, begin: bool = True) -> int:
-        """The least width for so many whose programs are there; the right one is begun, and chosen if there is none.
-        Where it is not to be begun, it may be one for fewer."""
-        if begin or not self.made:
-            self._for(self._width(members))
-        there = sorted(width for width, together in list(self.made.items()) if together.there())
+        """The least width for so many whose programs are there, or the right one if there is none.
+
+        The right one is begun, one at a time, once one that is too wide has cost what it takes to compile. Where it is
+        not to be begun, the width may be one for fewer.
+        """
+        right, there = self._width(members), self._there()
+        if begin and right not in self.made:
+            worth = self._wide_seconds >= WORTH * self._compile_seconds and len(there) == len(self.made)
+            if worth or not any(width >= members for width in there):
+                self._for(right)
+                self._wide_seconds, there = 0.0, self._there()
         enough = [width for width in there if width >= members]
-        return min(enough or there[-1:] * (not begin), default=self._width(members))
+        return min(enough or there[-1:] * (not begin), default=right)
 
 
 class Answers(NamedTuple):

@@ -175,7 +175,6 @@ class Runner:
         print(f"{self.room.cores // count} jobs at once: each needs {needed:,} bytes, {free:,} are free", flush=True)
         return count
 
-
     def together(self, made: Group, jobs: int) -> int:
         """How many jobs of a group train at once in one program; so many of those to come are compiled for."""
         population, free = made.population, devices.free_memory(made.devices[0])
@@ -183,11 +182,14 @@ class Runner:
         asked = members = min(made.members, jobs)
         needed = population.needed(members)
         while free is not None and needed > free:
-            if members == 1:
+            if population.most > members:
+                population.most = members  # no wider than there are jobs
+            elif members == 1:
                 raise MemoryExceeded(
                     f"a job needs {needed:,} bytes, {free:,} are free: lower batch_size, max_length or hidden_size"
                 )
-            population.most = members = max(1, min(members - 1, int(members * free / needed)))
+            else:
+                population.most = members = max(1, min(members - 1, int(members * free / needed)))
             needed = population.needed(members)
         short = "" if members == asked else f"; {asked} need more than the {free:,} bytes that are free"
         print(f"{members} jobs at once in one program (unroll: {made.unroll}){short}", flush=True)

@@ -136,7 +136,8 @@ def widths(monkeypatch):
 
 @pytest.fixture
 def prompt(monkeypatch):
-    """Programs of another width are there as soon as they are begun."""
+    """Programs of another width are begun when they do, and are there as soon as they are."""
+    monkeypatch.setattr(population, "WORTH", 0.0)
     monkeypatch.setattr(vmapped.Together, "there", lambda self: all(program.ready() for program in self))
 
 
@@ -259,11 +260,23 @@ def test_while_a_narrower_program_is_compiled_the_wide_one_goes_on(widths, monke
         def there(self):
             return False
 
-    begun = vmapped.begun
-    monkeypatch.setattr(vmapped, "begun", lambda p, width: begun(p, width) if width == 4 else Never(None, None))
+    begun, asked = vmapped.begun, []
+    monkeypatch.setattr(population, "WORTH", 0.0)
+    monkeypatch.setattr(
+        vmapped, "begun", lambda p, width: asked.append(width) or (begun(p, width) if width == 4 else Never(None, None))
+    )
     assert ended(swept([[f"seed={n}", f"epochs={n + 1}"] for n in range(4)], 4)) == [("completed", 0)] * 4
     assert {call[2] for call in widths} == {4}
+    assert asked == [4, 2]  # one at a time
     same("s/3", ["seed=3", "epochs=4"])
+
+
+def test_a_narrower_program_is_not_compiled_for_the_little_that_is_left(widths, monkeypatch):
+    begun, asked = vmapped.begun, []
+    monkeypatch.setattr(population, "WORTH", 1e6)
+    monkeypatch.setattr(vmapped, "begun", lambda p, width: asked.append(width) or begun(p, width))
+    assert ended(swept([[f"seed={n}", f"epochs={n + 1}"] for n in range(4)], 4)) == [("completed", 0)] * 4
+    assert asked == [4] and {call[2] for call in widths} == {4}
 
 
 FAILS = ["optimizer=sgd", "clip_global_norm=null", "init_scale=100"]
