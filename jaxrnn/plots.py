@@ -70,7 +70,7 @@ def curves(records: Sequence[Mapping[str, Any]], path: Path, *, title: str = "")
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylim(bottom=0)
     axes[1].set_ylim(top=min(1.02, axes[1].get_ylim()[1] + 0.02))
-    axes[0].legend(frameon=False, fontsize=9, loc="upper right")  # "best" would search, and warn if that is slow
+    axes[0].legend(frameon=False, fontsize=9, loc="lower left")  # under where losses begin; "best" would search
     if title:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return _save(figure, path)
