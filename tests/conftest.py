@@ -1,6 +1,7 @@
-"""Settings that must stand before jax starts, the compile cache of the tests, and 64-bit floats where a test asks."""
+"""Settings that must stand before jax starts, the compile cache of the tests, and what a test asks for."""
 
 import os
+import signal
 
 # XLA:CPU's YNN fusions give wrong sums in silence (jax-ml/jax#39103): off, unless the caller chose.
 if "xla_cpu_experimental_ynn_fusion_type" not in os.environ.get("XLA_FLAGS", ""):
@@ -36,3 +37,13 @@ def x64():
     """64-bit floats for the length of one test; off everywhere else."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def own_place(tmp_path, monkeypatch):
+    """A working directory and a compile cache of the tests' own, and SIGTERM as it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set by the tests")
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)

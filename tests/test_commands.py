@@ -4,7 +4,6 @@ import io
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,14 +20,7 @@ TINY = ["hidden_size=8", "input.size=4", "batch_size=16", "epochs=2", "dataset.t
 TINY += ["dataset.valid_rows=20", "dataset.test_rows=30"]
 
 
-@pytest.fixture(autouse=True)
-def own_place(tmp_path, monkeypatch):
-    """A working directory and a compile cache of the tests' own, and SIGTERM as it was."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set by the tests")
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
+pytestmark = pytest.mark.usefixtures("own_place")
 
 
 @pytest.fixture(scope="session")

@@ -47,14 +47,7 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 DEADLOCK = 100  # seconds
 
 
-@pytest.fixture(autouse=True)
-def own_place(tmp_path, monkeypatch):
-    """A working directory and a compile cache of the tests' own, and SIGTERM as it was."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set by the tests")
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
+pytestmark = pytest.mark.usefixtures("own_place")
 
 
 def flows(folder):

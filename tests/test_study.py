@@ -31,13 +31,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarnin
 
 
 @pytest.fixture(autouse=True)
-def own_place(tmp_path, monkeypatch):
-    """A working directory and a compile cache of the tests' own, and SIGTERM as it was."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set by the tests")
-    before = signal.getsignal(signal.SIGTERM)
+def collected(own_place):
     yield
-    signal.signal(signal.SIGTERM, before)
     gc.collect()  # databases are closed here, not in the middle of another module's test
 
 

@@ -22,14 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
-@pytest.fixture(autouse=True)
-def own_place(tmp_path, monkeypatch):
-    """A working directory and a compile cache of the tests' own, and SIGTERM as it was."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set by the tests")
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
+pytestmark = pytest.mark.usefixtures("own_place")
 
 
 @pytest.fixture
