@@ -4,7 +4,6 @@
 to say.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -75,10 +74,10 @@ def fit(
         while at < stop:
             until = stop if pace is None and stop <= 8 else min(stop, at + (8 if pace is None else max(1, int(pace))))
             until = min([until, *(at + every - done % every for every in report_every)])
-            began = time.perf_counter()
+            began = programs.clock()
             state, log, made = programs.segment(state, hyper, programs.data, order, *_from_to(at, until, until == stop))
             made = int(np.asarray(made))  # waits for the device
-            spent, good = time.perf_counter() - began, made == until - at
+            spent, good = programs.clock() - began, made == until - at
             settled = good and until == stop
             pace = made * seconds_between / spent if good else pace
             log = Log(*np.asarray(log)[:, at : at + made + 1])

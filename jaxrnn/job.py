@@ -58,7 +58,8 @@ def run(
             taken = progress.Opened()
             if held_run or settings.resume == "must" or settings.resume_step is not None:
                 taken = progress.opened(settings, mark, folder, say)
-                if group.members > 1 and taken.checkpoint:  # how many others train beside it decides its last bits
+                # How many others train beside it decides its last bits, and so may the threads of a GPU.
+                if taken.checkpoint and (group.members > 1 or not devices.repeatable(group.devices[0])):
                     taken = taken._replace(bitwise=False)
             if taken.finished is not None:
                 return taken.finished | {"run": str(folder)}

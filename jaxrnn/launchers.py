@@ -1,4 +1,4 @@
-"""Who runs the jobs of a sweep: launch(tasks, ended). `ended` hears how each went, in the calling thread.
+"""Who runs the jobs of a sweep: launch(tasks, ended). `ended` hears how they went, in the calling thread.
 
 basic       one after another
 population  as many at once as there are cores, each job on a thread: XLA computes without Python's lock, and one
@@ -41,13 +41,13 @@ class Task(NamedTuple):
     run: Callable[[Halt | None], Outcome]
 
 
-Ended = Callable[[Outcome], None]
+Ended = Callable[[Sequence[Outcome]], None]  # told of those that have ended since
 
 
 def basic(tasks: Sequence[Task], ended: Ended) -> None:
     for task in tasks:
         outcome = task.run(None)
-        ended(outcome)
+        ended([outcome])
         if isinstance(outcome.error, KeyboardInterrupt):
             raise outcome.error
 
@@ -74,8 +74,8 @@ def population(tasks: Sequence[Task], ended: Ended, members: int | Callable[[Set
             try:
                 while left:
                     done, left = wait(left, ASKED_EVERY, FIRST_COMPLETED)
-                    for future in done:
-                        ended(future.result())
+                    if done:
+                        ended([future.result() for future in done])
                     if stop is None and (stop := arrived()):
                         left = {future for future in left if not future.cancel()}
             except BaseException as error:

@@ -5,11 +5,13 @@ Each run keeps its thread and its own course: epochs, patience, checkpoints, its
 `segment` and `answers` meet those of the others, and a thread of their own makes one call of them:
 
     with population.member():                  from before the run begins until it trains no more
-        ... population.programs.segment(state, ...)
+        with population.at_work.taken():       and after it
+            ... population.programs.segment(state, ...)
 
-A call waits until every member has one or has left, so that the same runs meet in the same calls whatever their
-threads do. What measures goes before what trains: who has ended an epoch catches up with the rest. A member that
-neither calls nor leaves, since its disk is slow, is waited for as long as PATIENCE; it joins a later call.
+A call waits until every member has one or has left; or half of them, where the device takes less time than their
+threads: of two halves one computes while the other is at work. What measures goes before what trains: who has ended an
+epoch catches up with the rest; and who ends one is measured with the call that ends it. A member that neither calls nor
+leaves, since its disk is slow, is waited for as long as PATIENCE; it joins a later call.
 
 A visit is a call about parameters that are not in the row of a member: the test of a run that has ended. It waits for
 other visits, as long as one takes, and keeps no member waiting longer than that.
@@ -22,8 +24,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ import jax
 import numpy as np
 
 from jaxrnn import vmapped
+from jaxrnn.at_work import Answer, AtWork
 from jaxrnn.compiling import Program
 from jaxrnn.programs import Programs
 from jaxrnn.stack import Place, Stack, real, repeated, written
@@ -38,6 +40,8 @@ from jaxrnn.types import Hyper
 
 PATIENCE = 2.0  # seconds without an arrival
 WORTH = 1.0  # a narrower program: seconds trained too wide, for each that it takes to compile
+AT_WORK = 4  # threads between two calls
+HALVES = 16  # members from which half of them may make a call
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +52,7 @@ class Call:
     place: Place | None
     arguments: tuple[Any, ...]
     like: Any  # calls that are equal in this can be one
-    result: Future[Any]
+    answer: Answer
 
 
 class Population:
@@ -57,20 +61,26 @@ class Population:
     def __init__(self, alone: Programs, most: int):
         self.alone, self.most = alone, most
         readings = alone.readings and alone.readings._replace(program=Whole(alone.readings.program))
-        self.programs: Programs = alone._replace(segment=self._segment, answers=self._answers, readings=readings)
+        self.programs: Programs = alone._replace(
+            segment=self._segment, answers=self._answers, readings=readings, clock=lambda: self._trained
+        )
         self.made: dict[int, vmapped.Together] = {}  # by width
         self._begun = time.monotonic()  # when the first of them was
         self._compile_seconds = math.inf  # that it took
-        self._wide_seconds = 0.0  # trained since then in a program that was wider than need be
+        self._trained = 0.0  # seconds of all calls of `segment`
+        self._wide_seconds = 0.0  # of those since then in a program that was wider than need be
         self.stack = Stack()
         self._door = threading.Condition()
         self._members: set[Place] = set()
         self._calls: list[Call] = []  # that wait, of members
         self._visits: list[Call] = []
         self._came = self._visited = 0.0  # when the last member came or left, when the last visit did
+        self._given, self._answered, self._back = 0.0, 0, 0  # when results were, to how many; calls since then
+        self._work_seconds = self._train_seconds = 0.0  # of one member between two calls; of the last call that trained
         self._visit_seconds = 0.0  # that one takes
         self._conductor: threading.Thread | None = None
         self._here = threading.local()  # .place: of the member that this thread is
+        self.at_work = AtWork(AT_WORK)  # entered by each thread, for all that it does
 
     def begin(self, members: int) -> None:
         """Begin to compile for so many."""
@@ -99,41 +109,58 @@ class Population:
                     if not self._members:
                         self.stack.clear()  # room for another group
                     self._changed()
+                self.at_work.leave()
+                self.at_work.wait(self.at_work.others)
 
     def _segment(self, state: Any, hyper: Hyper, data: Any, order: Any, begin: Any, end: Any, last: Any) -> Any:
-        place = getattr(self._here, "place", None)
+        place: Place | None = getattr(self._here, "place", None)
         if place is None:
             raise RuntimeError("expected a thread that trains within `member()`")
         if getattr(self._here, "hyper", None) is not hyper:  # nine arrays of one number each
             self._here.hyper, self._here.numbers = hyper, np.array([np.asarray(number) for number in hyper])
+        place.ahead = None
         return self._called("segment", place, (state, self._here.numbers, order, begin, end, last))
 
     def _answers(self, params: Any, data: Any, order: Any, end: Any) -> Any:
-        place = getattr(self._here, "place", None)
-        own = place is not None and place.holds(params)
+        place: Place | None = getattr(self._here, "place", None)
         # The rows are given again at every epoch: what tells them from others is kept with the member.
         known = getattr(self._here, "known", (None, None))
         if known[0] is not order:
             self._here.known = known = order, (np.asarray(order).tobytes(), int(end))
-        return self._called("answers", place if own else None, (params if own else real(params), order, end), known[1])
+        if place is None or not place.holds(params):
+            return self._called("answers", None, (real(params), order, end), known[1])
+        if place.ahead and place.ahead[0] == known[1]:
+            return place.ahead[1]
+        place.rows = known[1], order, end
+        return self._called("answers", place, (params, order, end), known[1])
 
     def _called(self, name: str, place: Place | None, arguments: tuple, like: Any = None) -> Any:
-        call = Call(name, place, arguments, like, Future())
+        call = Call(name, place, arguments, like, Answer())
         with self._door:
             if place:
                 self._calls.append(call)
+                self._back += 1
+                if self._back == self._answered:
+                    self._work_seconds = (time.monotonic() - self._given) / self._answered
                 self._changed()
             else:
                 self._visits.append(call)
                 self._visited = time.monotonic()
                 self._wake()
-        return call.result.result()
+        self.at_work.leave()
+        return call.answer.wait()
 
     def _changed(self) -> None:
         """A member came, called or left; with the door held."""
         self._came = time.monotonic()
-        if len(self._calls) == len(self._members):
+        if self._enough():
             self._wake()
+
+    def _enough(self) -> bool:
+        """Are there calls enough to make one of them."""
+        calls, members = len(self._calls), len(self._members)
+        halves = members >= HALVES and self._train_seconds < self._work_seconds * members
+        return calls == members or (halves and 2 * calls >= members)
 
     def _wake(self) -> None:
         if self._conductor is None and (self._calls or self._visits):
@@ -158,12 +185,10 @@ class Population:
             except BaseException as error:  # each of them meets it
                 results = [error] * len(calls)
             with self._door:
-                self._came = time.monotonic()  # nobody could come while they waited for this
+                self._came = self._given = time.monotonic()  # nobody could come while they waited for this
+                self._answered, self._back = len(calls), 0
             for call, result in zip(calls, results, strict=True):
-                if isinstance(result, BaseException):
-                    call.result.set_exception(result)
-                else:
-                    call.result.set_result(result)
+                self.at_work.give(call.answer, result, self.at_work.members if call.place else self.at_work.others)
             del calls, chosen, call, results, result  # arrays that nobody holds make room
 
     def _next(self) -> list[Call]:
@@ -171,14 +196,18 @@ class Population:
         now, found = time.monotonic(), []
         if self._visits and now - self._visited >= self._visit_seconds:
             found = self._visits
-        elif len(self._calls) == len(self._members) or now - self._came >= PATIENCE:
+        elif self._enough() or now - self._came >= PATIENCE:
             found = [call for call in self._calls if call.name == "answers"] or self._calls
         return [call for call in found if call.like == found[0].like]
 
     def _made(self, calls: list[Call], members: int) -> list[Any]:
         """What each call is answered with; an error is raised where the call was made."""
         if calls[0].name == "segment":
-            return self._train(calls, self._ready(members))
+            width, began = self._ready(members), time.monotonic()
+            results = self._train(calls, width)
+            self._look_ahead(calls, results)
+            self._train_seconds = time.monotonic() - began
+            return results
         if calls[0].place is not None:
             return self._measure(calls, self.stack.states and self.stack.states.params)
         began, results, width = time.monotonic(), [], self._ready(len(calls), begin=False)
@@ -212,13 +241,31 @@ class Population:
                 states, logs, made = segment(stack.states, Hyper(*hypers), self.alone.data, orders, begin, end, last)
                 stack.put(states)
             logs, made = np.asarray(logs), np.asarray(made)  # waits for the device
-            self._wide_seconds += (time.monotonic() - began) * (self._width(members) < width)
+            self._trained += (spent := time.monotonic() - began)
+            self._wide_seconds += spent * (self._width(members) < width)
         except BaseException as error:
             stack.lose(error)
             raise
         states = [place and place.state for place, _ in given]
         answers = zip(states, logs[places], made[places], strict=True)  # copies, so that no log keeps all of them
         return [next(answers) if error is None else error for error in found]
+
+    def _look_ahead(self, calls: list[Call], results: list[Any]) -> None:
+        """Who has ended an epoch asks for the rows that it asked for after the last one, and need not wait again."""
+        ended: list[Place] = []
+        for call, result in zip(calls, results, strict=True):
+            *_, begin, end, last = call.arguments
+            done = last and not isinstance(result, BaseException) and result[2] == end - begin
+            if done and call.place and call.place.rows:
+                ended.append(call.place)
+        if not ended:
+            return
+        like, order, end = ended[0].rows
+        ended = [place for place in ended if place.rows[0] == like]
+        asked = [Call("answers", place, (None, order, end), like, Answer()) for place in ended]
+        with suppress(Exception):  # whoever asks meets it again
+            for place, result in zip(ended, self._measure(asked, self.stack.states.params), strict=True):
+                place.ahead = like, result
 
     def _measure(self, calls: list[Call], params: Any) -> list[Any]:
         """Of rows of `params`: those of the members, or else the first ones."""

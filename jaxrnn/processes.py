@@ -68,7 +68,7 @@ class Processes(NamedTuple):
             except Exception as error:
                 found = {task.number: self.left(task.number, error) for task in tasks}
         for task in tasks:
-            ended(found[task.number])
+            ended([found[task.number]])
             if found[task.number].status == "stopped":
                 raise command.Terminated if found[task.number].code == 143 else KeyboardInterrupt
 

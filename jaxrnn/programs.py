@@ -72,6 +72,7 @@ class Programs(NamedTuple):
     optimizer: Any  # as it was given, without the memory of a deferred table
     readings: monitor.Measure | None  # how the gradient flows through the texts given
     pure: Pure
+    clock: Callable[[], float] = time.perf_counter  # seconds: by how much it advances during a call is what that took
 
 
 def gather(data: Data, order: Array, step: Array, max_length: int) -> Batch:

@@ -79,12 +79,15 @@ class Runner:
             self.entries[number] = {"job": number, "overrides": overrides, "status": status, "code": code}
         self.write()
 
-        def ended(outcome: Outcome) -> None:
-            found[outcome.number] = outcome
-            self.entries[outcome.number].update(status=outcome.status, code=outcome.code)
+        def ended(outcomes: Sequence[Outcome]) -> None:
+            before = len(jobs) - len(found)
+            for outcome in outcomes:
+                found[outcome.number] = outcome
+                self.entries[outcome.number].update(status=outcome.status, code=outcome.code)
             self.write()
-            tell(told[outcome.number], outcome)
-            if len(jobs) - len(found) == self.room.cores:  # what `conclude` needs, while the last jobs compute
+            for outcome in outcomes:
+                tell(told[outcome.number], outcome)
+            if len(jobs) - len(found) <= self.room.cores < before:  # what `conclude` needs, while the last jobs compute
                 threading.Thread(target=_import, args=[["scipy.special", *(["matplotlib.figure"] * drawn)]]).start()
 
         if watch and isinstance(self.launch, processes.Processes):
@@ -134,7 +137,8 @@ class Runner:
         with ExitStack() as held:
             held.enter_context(self.turns.taken(shared, partial(self.together, shared, jobs)))
             held.enter_context(shared.population.member())
-            yield partial(closing, held)
+            with shared.population.at_work.taken():
+                yield partial(closing, held)
 
     def at_once(self, settings: Settings) -> int:
         """How many jobs like this one may train at once in one program; 1 where it has one for itself."""

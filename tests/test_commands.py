@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import yaml
@@ -183,6 +184,35 @@ def test_a_refusal_is_two_lines_and_a_code_and_leaves_nothing(line, tmp_path, ca
 def test_an_absent_device_lists_what_is_there():
     with pytest.raises(ConfigurationError, match=r"device=tpu.*there is: cpu"):
         devices.choose("tpu")
+
+
+def test_float32_is_all_of_it_on_an_accelerator_unless_the_user_chose(monkeypatch):
+    gpu = type("Gpu", (), {"platform": "gpu"})()
+    monkeypatch.setattr(jax, "devices", lambda *_: [gpu])
+    before = jax.config.jax_default_matmul_precision
+    try:
+        for chosen, found in ((None, "highest"), ("tensorfloat32", "tensorfloat32")):
+            jax.config.update("jax_default_matmul_precision", chosen)
+            assert devices.choose("gpu") == [gpu]
+            assert jax.config.jax_default_matmul_precision == found
+        monkeypatch.undo()
+        jax.config.update("jax_default_matmul_precision", None)
+        devices.choose("cpu")
+        assert jax.config.jax_default_matmul_precision is None
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
+
+
+def test_a_gpu_repeats_itself_where_xla_was_told_to(tmp_path, monkeypatch, capsys):
+    gpu, cpu = (type("Device", (), {"platform": name})() for name in ("gpu", "cpu"))
+    told = {"XLA_FLAGS": "--xla_cpu_enable_fast_math=false --xla_gpu_deterministic_ops=true"}
+    asked = ((cpu, {}), (gpu, {}), (gpu, told), (gpu, {"XLA_FLAGS": "--xla_gpu_deterministic_ops=false"}))
+    assert [devices.repeatable(*one) for one in asked] == [True, False, True, False]
+    line = [*TINY, "hydra.run.dir=here", "schedule=constant"]
+    assert call("train", *line, "epochs=1", capsys=capsys)[0] == 0
+    monkeypatch.setattr(devices, "repeatable", lambda device: False)
+    assert call("train", *line, "epochs=2", capsys=capsys)[0] == 0
+    assert json.loads((tmp_path / "here" / "summary.json").read_text())["bitwise"] is False
 
 
 def test_cfg_prints_what_a_run_would_use(capsys):

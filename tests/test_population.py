@@ -29,6 +29,7 @@ from jaxrnn import (
     train,
     vmapped,
 )
+from jaxrnn.at_work import AtWork
 from jaxrnn.cells.gru import gru
 from jaxrnn.types import Hyper
 from jaxrnn.unroll.bptt import bptt
@@ -413,6 +414,92 @@ def test_a_slow_member_is_not_waited_for_without_end(monkeypatch):
     assert ended(swept(lines, 2, watch)) == [("completed", 0)] * 2
     for number, line in enumerate(lines):
         same(f"s/{number}", line)
+
+
+def test_half_of_the_members_compute_while_the_others_are_at_work(monkeypatch, widths):
+    def watch(number, record):
+        time.sleep(0.05)  # much longer than a call takes
+        return False
+
+    monkeypatch.setattr(population, "HALVES", 8)
+    lines = [[f"seed={n}", "epochs=8"] for n in range(8)]
+    assert ended(swept(lines, 8, watch)) == [("completed", 0)] * 8
+    met = [count for name, count, _ in widths if name == "segment"]
+    assert 8 in met and any(4 <= count < 8 for count in met)  # at first nobody knows how long they take
+    assert all(count >= 4 for count in met[:8])
+    for number, line in enumerate(lines):
+        same(f"s/{number}", line)
+
+
+def test_a_member_waits_once_an_epoch_and_counts_its_own_seconds(monkeypatch):
+    called, calls = population.Population._called, []
+
+    def heard(self, name, place, *more):
+        calls.append((name, place is not None))
+        return called(self, name, place, *more)
+
+    def watch(number, record):
+        time.sleep(0.2 * (number == 1))
+        return False
+
+    monkeypatch.setattr(population.Population, "_called", heard)
+    assert ended(swept([[f"seed={n}", "epochs=5"] for n in range(2)], 2, watch)) == [("completed", 0)] * 2
+    assert Counter(calls) == {("segment", True): 10, ("answers", True): 2, ("answers", False): 2}
+    lines = [record for record in runs.read_lines(Path("s/0/metrics.jsonl")) if record["epoch"] > 1]
+    assert len(lines) == 4 and all(record["seconds"] < 0.15 for record in lines)
+
+
+def test_answers_that_cannot_be_had_ahead_are_asked_for(monkeypatch):
+    ahead, broken = population.Population._look_ahead, []
+
+    def breaking(self, calls, results):
+        with monkeypatch.context() as patch:
+            patch.setattr(population.Population, "_measure", lambda *_: broken.append(1 / 0))
+            ahead(self, calls, results)
+
+    monkeypatch.setattr(population.Population, "_look_ahead", breaking)
+    assert ended(swept([["seed=0"], ["seed=1"]], 2)) == [("completed", 0)] * 2
+    same("s/1", ["seed=1"])
+
+
+def test_few_are_at_work_at_a_time_and_those_that_train_come_first():
+    at_work, order, most = AtWork(2), [], []
+    begin = [threading.Event() for _ in range(6)]
+
+    def work(number):
+        with at_work.taken():
+            most.append(2 - at_work.free)
+            begin[number].set()
+            if number < 2:
+                go[number].wait(DEADLOCK)
+            else:
+                order.append(number)
+
+    def over():
+        at_work.wait(at_work.others)
+        order.append("over")
+        at_work.leave()
+
+    go = [threading.Event() for _ in range(2)]
+    threads = [threading.Thread(target=work, args=[number], daemon=True) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    assert all(event.wait(DEADLOCK) for event in begin[:2])
+    threads.append(threading.Thread(target=over, daemon=True))
+    threads[-1].start()
+    while not at_work.others:
+        time.sleep(0.001)
+    threads += [threading.Thread(target=work, args=[number], daemon=True) for number in range(2, 6)]
+    for thread in threads[3:]:
+        thread.start()
+    while len(at_work.members) < 4:
+        time.sleep(0.001)
+    go[0].set()  # the other keeps its turn, so that all go through this one
+    for thread in threads[:1] + threads[2:]:
+        thread.join(DEADLOCK)
+    go[1].set()
+    threads[1].join(DEADLOCK)
+    assert order[-1] == "over" and sorted(order[:-1]) == [2, 3, 4, 5] and max(most) == 2 == at_work.free
 
 
 def test_a_polite_stop_saves_every_member_and_the_command_goes_on(capsys, monkeypatch, widths):

@@ -86,10 +86,12 @@ class Worker:
         self.process.wait()
 
 
-def command(words: list[str], *, cache: str, folder: str) -> "subprocess.Popen[str]":
+def command(words: list[str], *, cache: str, folder: str, device: str = "cpu") -> "subprocess.Popen[str]":
     """`python -m words...` in `folder`, its lines on a pipe as they are said; compiled programs are kept in `cache`."""
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
-    environment |= {"PYTHONPATH": _path(), "XDG_CACHE_HOME": cache, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    environment |= {"PYTHONPATH": _path(), "XDG_CACHE_HOME": cache, "PYTHONUNBUFFERED": "1"}
+    if device == "cpu":
+        environment["JAX_PLATFORMS"] = "cpu"
     line = [sys.executable, "-m", *words]
     return subprocess.Popen(
         line, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

@@ -1,6 +1,6 @@
 """How long is a sweep, from the command to its last line?
 
-    python -m tests.benchmarks.sweep [--quick] [--only toy sst] [--contestants ours warm ...] [--json]
+    python -m tests.benchmarks.sweep [--quick] [--only toy sst many] [--contestants ours warm ...] [--device gpu]
 
 toy   4 learning rates x 8 seeds of experiment=notes on the teaching notes' 58 phrases, 200 epochs each:
       ours    python -m jaxrnn.train -m ... hydra/launcher=population, with an empty compile cache
@@ -9,6 +9,8 @@ toy   4 learning rates x 8 seeds of experiment=notes on the teaching notes' 58 p
       plain   plain.py, a Hydra script that jits in every job; its own basic launcher
       joblib  plain.py with hydra/launcher=joblib on 2 processes
 sst   64 seeds on SST-2 sentences, 3 epochs, against 64 x the seconds of the updates of one job on one core / cores
+many  with --device gpu: 4 learning rates x 64 seeds of the toy in one vmapped program, against one of these runs alone,
+      both with an empty compile cache, then both with what that left in it
 
 Contestants take turns, each a process of its own in an empty folder; the time holds everything, Python's start too.
 """
@@ -31,7 +33,7 @@ from tests.benchmarks import arena
 SENTENCES = 6920
 SST = ["head=last", "bidirectional=false", "hidden_size=64", "input.size=64", "batch_size=32", "patience=null"]
 SST += ["device.count=1"]
-COLUMNS = ["shape", "who", "jobs", "seconds", "times_ours", "times_bare"]
+COLUMNS = ["shape", "who", "jobs", "seconds", "times_ours", "times_bare", "times_one"]
 CONTESTANTS = ("ours", "warm", "basic", "plain", "joblib")
 LIMIT = 1200.0  # seconds
 
@@ -50,11 +52,11 @@ def words(who: str, data: Path, rates: int, seeds: int, epochs: int) -> list[str
     return [*line, f"hydra/launcher={'basic' if who == 'basic' else 'population'}"]
 
 
-def timed(line: list[str], cache: str, jobs: int) -> tuple[float, list[dict[str, Any]]]:
+def timed(line: list[str], cache: str, jobs: int, device: str = "cpu") -> tuple[float, list[dict[str, Any]]]:
     """Seconds of a sweep from start to end, and the summaries of its jobs; Failed unless there are `jobs` of them."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        process = arena.command(line, cache=cache, folder=folder)
+        process = arena.command(line, cache=cache, folder=folder, device=device)
         try:
             process.communicate(timeout=LIMIT)
         except subprocess.TimeoutExpired:
@@ -113,6 +115,27 @@ def sst(data: Path, quick: bool) -> list[dict[str, Any]]:
     return [row | {"times_bare": spent * cores / (jobs * bare)}]
 
 
+def many(data: Path, repeats: int, quick: bool, device: str) -> list[dict[str, Any]]:
+    rates, seeds, epochs = (2, 2, 5) if quick else (4, 64, 200)
+    line = [*words("ours", data, rates, seeds, epochs), f"device={device}", "hydra.launcher.members=auto"]
+    cut = {"-m", "hydra/launcher=population", "hydra.launcher.members=auto"}
+    one = [word for word in line if word not in cut and not word.startswith(("optimizer.learning_rate", "seed"))]
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as cache:
+            for state in ("empty", "filled"):
+                for who, given, jobs in (("one", one, 1), ("all", line, rates * seeds)):
+                    spent, (first, *_) = timed(given, cache, jobs, device)
+                    seconds.setdefault((who, state), []).append(spent)
+    middle = {key: statistics.median(times) for key, times in seconds.items()}
+    return [
+        {"shape": "many", "who": f"{who}, {state} cache", "jobs": 1 if who == "one" else rates * seeds}
+        | {"seconds": middle[who, state], "all": seconds[who, state]}
+        | {"times_one": middle[who, state] / middle["one", state], "device": first["device"]}
+        for who, state in seconds
+    ]
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = arena.arguments(__doc__ or "")
     parser.add_argument("--repeats", type=int, default=1, help="turns of each contestant (default: 1)")
@@ -120,12 +143,18 @@ def main(argv: list[str] | None = None) -> None:
     say = (lambda text: None) if given.json else (lambda text: print(text, flush=True))
     data, rows = Path(given.data).resolve(), []
     names = [who for who in CONTESTANTS if who in (given.contestants or CONTESTANTS)]
-    if "joblib" in names and importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher") is None:
+    plugins = importlib.util.find_spec("hydra_plugins") and importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher")
+    if "joblib" in names and plugins is None:
         say("joblib: hydra-joblib-launcher is not installed")
         names.remove("joblib")
-    for shape in given.only or (["toy"] if given.quick else ["toy", "sst"]):
+    made = {
+        "toy": lambda: toy(names, data, given.repeats, given.quick),
+        "sst": lambda: sst(data, given.quick),
+        "many": lambda: many(data, given.repeats, given.quick, given.device),
+    }
+    for shape in given.only or (["many"] if given.device != "cpu" else ["toy"] if given.quick else ["toy", "sst"]):
         say(f"{shape} ...")
-        rows += toy(names, data, given.repeats, given.quick) if shape == "toy" else sst(data, given.quick)
+        rows += made[shape]()
     cells = [
         [f"{row[k]:.2f}" if isinstance(row.get(k), float) else str(row.get(k, "")) for k in COLUMNS] for row in rows
     ]
