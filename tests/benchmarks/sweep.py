@@ -143,8 +143,8 @@ def main(argv: list[str] | None = None) -> None:
     say = (lambda text: None) if given.json else (lambda text: print(text, flush=True))
     data, rows = Path(given.data).resolve(), []
     names = [who for who in CONTESTANTS if who in (given.contestants or CONTESTANTS)]
-    plugins = importlib.util.find_spec("hydra_plugins") and importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher")
-    if "joblib" in names and plugins is None:
+    plugins = importlib.util.find_spec("hydra_plugins")
+    if "joblib" in names and not (plugins and importlib.util.find_spec("hydra_plugins.hydra_joblib_launcher")):
         say("joblib: hydra-joblib-launcher is not installed")
         names.remove("joblib")
     made = {
