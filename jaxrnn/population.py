@@ -8,10 +8,10 @@ Each run keeps its thread and its own course: epochs, patience, checkpoints, its
         with population.at_work.taken():       and after it
             ... population.programs.segment(state, ...)
 
-A call waits until every member has one or has left; or half of them, where the device takes less time than their
-threads: of two halves one computes while the other is at work. What measures goes before what trains: who has ended an
-epoch catches up with the rest; and who ends one is measured with the call that ends it. A member that neither calls nor
-leaves, since its disk is slow, is waited for as long as PATIENCE; it joins a later call.
+A call waits until every member has one or has left, so that the same runs meet in the same calls whatever their
+threads do. What measures goes before what trains: who has ended an epoch catches up with the rest; and who ends one is
+measured with the call that ends it. A member that neither calls nor leaves, since its disk is slow, is waited for as
+long as PATIENCE; it joins a later call.
 
 A visit is a call about parameters that are not in the row of a member: the test of a run that has ended. It waits for
 other visits, as long as one takes, and keeps no member waiting longer than that.
@@ -41,7 +41,6 @@ from jaxrnn.types import Hyper
 PATIENCE = 2.0  # seconds without an arrival
 WORTH = 1.0  # a narrower program: seconds trained too wide, for each that it takes to compile
 AT_WORK = 4  # threads between two calls
-HALVES = 16  # members from which half of them may make a call
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +74,6 @@ class Population:
         self._calls: list[Call] = []  # that wait, of members
         self._visits: list[Call] = []
         self._came = self._visited = 0.0  # when the last member came or left, when the last visit did
-        self._given, self._answered, self._back = 0.0, 0, 0  # when results were, to how many; calls since then
-        self._work_seconds = self._train_seconds = 0.0  # of one member between two calls; of the last call that trained
         self._visit_seconds = 0.0  # that one takes
         self._conductor: threading.Thread | None = None
         self._here = threading.local()  # .place: of the member that this thread is
@@ -139,9 +136,6 @@ class Population:
         with self._door:
             if place:
                 self._calls.append(call)
-                self._back += 1
-                if self._back == self._answered:
-                    self._work_seconds = (time.monotonic() - self._given) / self._answered
                 self._changed()
             else:
                 self._visits.append(call)
@@ -153,14 +147,8 @@ class Population:
     def _changed(self) -> None:
         """A member came, called or left; with the door held."""
         self._came = time.monotonic()
-        if self._enough():
+        if len(self._calls) == len(self._members):
             self._wake()
-
-    def _enough(self) -> bool:
-        """Are there calls enough to make one of them."""
-        calls, members = len(self._calls), len(self._members)
-        halves = members >= HALVES and self._train_seconds < self._work_seconds * members
-        return calls == members or (halves and 2 * calls >= members)
 
     def _wake(self) -> None:
         if self._conductor is None and (self._calls or self._visits):
@@ -185,8 +173,7 @@ class Population:
             except BaseException as error:  # each of them meets it
                 results = [error] * len(calls)
             with self._door:
-                self._came = self._given = time.monotonic()  # nobody could come while they waited for this
-                self._answered, self._back = len(calls), 0
+                self._came = time.monotonic()  # nobody could come while they waited for this
             for call, result in zip(calls, results, strict=True):
                 self.at_work.give(call.answer, result, self.at_work.members if call.place else self.at_work.others)
             del calls, chosen, call, results, result  # arrays that nobody holds make room
@@ -196,17 +183,15 @@ class Population:
         now, found = time.monotonic(), []
         if self._visits and now - self._visited >= self._visit_seconds:
             found = self._visits
-        elif self._enough() or now - self._came >= PATIENCE:
+        elif len(self._calls) == len(self._members) or now - self._came >= PATIENCE:
             found = [call for call in self._calls if call.name == "answers"] or self._calls
         return [call for call in found if call.like == found[0].like]
 
     def _made(self, calls: list[Call], members: int) -> list[Any]:
         """What each call is answered with; an error is raised where the call was made."""
         if calls[0].name == "segment":
-            width, began = self._ready(members), time.monotonic()
-            results = self._train(calls, width)
+            results = self._train(calls, self._ready(members))
             self._look_ahead(calls, results)
-            self._train_seconds = time.monotonic() - began
             return results
         if calls[0].place is not None:
             return self._measure(calls, self.stack.states and self.stack.states.params)

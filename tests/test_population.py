@@ -416,21 +416,6 @@ def test_a_slow_member_is_not_waited_for_without_end(monkeypatch):
         same(f"s/{number}", line)
 
 
-def test_half_of_the_members_compute_while_the_others_are_at_work(monkeypatch, widths):
-    def watch(number, record):
-        time.sleep(0.05)  # much longer than a call takes
-        return False
-
-    monkeypatch.setattr(population, "HALVES", 8)
-    lines = [[f"seed={n}", "epochs=8"] for n in range(8)]
-    assert ended(swept(lines, 8, watch)) == [("completed", 0)] * 8
-    met = [count for name, count, _ in widths if name == "segment"]
-    assert 8 in met and any(4 <= count < 8 for count in met)  # at first nobody knows how long they take
-    assert all(count >= 4 for count in met[:8])
-    for number, line in enumerate(lines):
-        same(f"s/{number}", line)
-
-
 def test_a_member_waits_once_an_epoch_and_counts_its_own_seconds(monkeypatch):
     called, calls = population.Population._called, []
 
