@@ -62,17 +62,27 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan 
                     raise ConfigurationError(f"{line}: expected at least one value to sweep over, found none")
             elif key != "hydra.run.dir" and not _launches(key):
                 choices.append([Value(line)])
-        jobs, refused = [], []
+        (launcher, members), jobs, refused = example.launcher, [], []
         for number, made in enumerate(settings(loader, itertools.product(*choices), known)):
-            if isinstance(made, Settings):
-                jobs.append(made)
-            else:
+            if not isinstance(made, Settings):
                 refused.append(f"job {number} ({' '.join(made[0])}): {made[1]}")
+            elif why := trains_alone(made, members):
+                refused.append(f"job {number} ({' '.join(made.overrides)}): {why}")
+            else:
+                jobs.append(made)
     if refused:
         more = [f"and {len(refused) - MOST_REFUSALS} more jobs"] if len(refused) > MOST_REFUSALS else []
         raise ConfigurationError("\n".join(refused[:MOST_REFUSALS] + more))
-    launcher, members = example.launcher
     return Plan(directory, launcher, jobs, launching, config_dir, members)
+
+
+def trains_alone(settings: Settings, members: int | None) -> str | None:
+    """Why the job cannot be one of so many in one program, as far as its words tell; None where it can."""
+    count = settings.device.count or 1
+    if not members or members == 1 or (count == 1 and settings.unroll.name != "kernel"):
+        return None
+    word = f"device.count={count}" if count > 1 else "unroll=kernel"
+    return f"{word} is for jobs that train alone: expected hydra.launcher.members=1 beside it"
 
 
 def first(loader: Any, overrides: Sequence[Any], launching: Sequence[str]) -> tuple[config.Composed, "Known"]:

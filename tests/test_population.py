@@ -600,12 +600,14 @@ def test_how_many_members_is_a_setting_of_the_launcher(capsys, tmp_path, monkeyp
     assert planning.planned(how).members is None
     assert planning.planned([*how, "hydra.launcher.members=16"]).members == 16
     assert planning.planned([*how, "hydra.launcher.members=auto"]).members is None
-    for words in (["hydra.launcher.members=0"], ["hydra.launcher.members=many"], ["hydra.launcher.members=1.5"],
-                  ["hydra.launcher.members=true"], ["hydra.launcher.member=2"], ["hydra.launcher.members=1,2"],
-                  ["hydra/launcher=basic", "hydra.launcher.members=2"]):  # fmt: skip
-        assert command.exit_code("train", train.main, ["-m", *how[len(words) > 1 :], *words]) == 2
-        (told,) = capsys.readouterr().err.splitlines()
-        assert "hydra.launcher.member" in told
+    for line in ("hydra.launcher.members=0", "hydra.launcher.members=many", "hydra.launcher.members=1.5",
+                 "hydra.launcher.members=true", "hydra.launcher.member=2", "hydra.launcher.members=1,2",
+                 "hydra/launcher=basic hydra.launcher.members=2", "unroll=kernel hydra.launcher.members=2",
+                 "device.count=1,2 hydra.launcher.members=2"):  # fmt: skip
+        assert command.exit_code("train", train.main, ["-m", *how, *line.split()]) == 2
+        told = capsys.readouterr().err.splitlines()
+        assert all("hydra.launcher.member" in one for one in told)
+        assert len(told) == 1 + line.startswith(("unroll", "device"))  # both jobs, or each that has two devices
     (tmp_path / "experiment").mkdir()
     lines = "# @package _global_\ndefaults:\n  - override /hydra/launcher: population\n"
     (tmp_path / "experiment" / "mine.yaml").write_text(lines + "hydra:\n  launcher:\n    members: 3\n")
