@@ -137,8 +137,16 @@ def choose(name: str, count: int | None = 1, *, work: float = 0.0, rows: int = 1
 def repeatable(device: Any, environ: Mapping[str, str] = os.environ) -> bool:
     """Does a program give the same bits every time: on a GPU the order of sums is left to its threads, unless XLA is
     told otherwise (XLA_FLAGS=--xla_gpu_deterministic_ops=true)."""
-    told = environ.get("XLA_FLAGS", "").split()
-    return device.platform != "gpu" or "--xla_gpu_deterministic_ops=true" in told
+    told = [word for word in environ.get("XLA_FLAGS", "").split() if word.startswith("--xla_gpu_deterministic_ops")]
+    return device.platform != "gpu" or told[-1:] == ["--xla_gpu_deterministic_ops=true"]
+
+
+def products(device: Any) -> str:
+    """How an accelerator multiplies, where that is not as `choose` has it."""
+    import jax
+
+    chosen = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return "" if device.platform == "cpu" or chosen == "highest" else f", products {chosen}"
 
 
 def free_memory(device: Any) -> int | None:

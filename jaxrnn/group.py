@@ -67,7 +67,9 @@ class Group:
     @cached_property
     def loops(self) -> str:
         """Who computes: what decides the bits of its numbers, beside versions and devices."""
-        return f"{self.unroll} {foreign.mark()} for {devices.cores()} cores" if self.unroll == "kernel" else self.unroll
+        if self.unroll == "kernel":
+            return f"kernel {foreign.mark()} for {devices.cores()} cores"
+        return self.unroll + devices.products(self.devices[0])
 
     @cached_property
     def orders(self) -> dict[str, Any]:

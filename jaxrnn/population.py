@@ -61,13 +61,12 @@ class Population:
         self.alone, self.most = alone, most
         readings = alone.readings and alone.readings._replace(program=Whole(alone.readings.program))
         self.programs: Programs = alone._replace(
-            segment=self._segment, answers=self._answers, readings=readings, clock=lambda: self._trained
+            segment=self._segment, answers=self._answers, readings=readings, clock=self._clock
         )
         self.made: dict[int, vmapped.Together] = {}  # by width
         self._begun = time.monotonic()  # when the first of them was
         self._compile_seconds = math.inf  # that it took
-        self._trained = 0.0  # seconds of all calls of `segment`
-        self._wide_seconds = 0.0  # of those since then in a program that was wider than need be
+        self._wide_seconds = 0.0  # trained since then in a program that was wider than need be
         self.stack = Stack()
         self._door = threading.Condition()
         self._members: set[Place] = set()
@@ -97,7 +96,7 @@ class Population:
         try:
             yield
         finally:
-            self._here.place = None
+            self._here.place = place.ahead = None
             try:
                 place.leave()
             finally:
@@ -106,8 +105,10 @@ class Population:
                     if not self._members:
                         self.stack.clear()  # room for another group
                     self._changed()
-                self.at_work.leave()
-                self.at_work.wait(self.at_work.others)
+
+    def _clock(self) -> float:
+        place: Place | None = getattr(self._here, "place", None)
+        return place.trained if place else 0.0
 
     def _segment(self, state: Any, hyper: Hyper, data: Any, order: Any, begin: Any, end: Any, last: Any) -> Any:
         place: Place | None = getattr(self._here, "place", None)
@@ -126,8 +127,9 @@ class Population:
             self._here.known = known = order, (np.asarray(order).tobytes(), int(end))
         if place is None or not place.holds(params):
             return self._called("answers", None, (real(params), order, end), known[1])
-        if place.ahead and place.ahead[0] == known[1]:
-            return place.ahead[1]
+        ahead, place.ahead = place.ahead, None
+        if ahead and ahead[0] == known[1]:
+            return ahead[1]
         place.rows = known[1], order, end
         return self._called("answers", place, (params, order, end), known[1])
 
@@ -141,8 +143,7 @@ class Population:
                 self._visits.append(call)
                 self._visited = time.monotonic()
                 self._wake()
-        self.at_work.leave()
-        return call.answer.wait()
+        return self.at_work.wait(call.answer)
 
     def _changed(self) -> None:
         """A member came, called or left; with the door held."""
@@ -226,8 +227,11 @@ class Population:
                 states, logs, made = segment(stack.states, Hyper(*hypers), self.alone.data, orders, begin, end, last)
                 stack.put(states)
             logs, made = np.asarray(logs), np.asarray(made)  # waits for the device
-            self._trained += (spent := time.monotonic() - began)
+            spent = time.monotonic() - began
             self._wide_seconds += spent * (self._width(members) < width)
+            for place, _ in given:
+                if place:
+                    place.trained += spent
         except BaseException as error:
             stack.lose(error)
             raise

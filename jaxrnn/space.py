@@ -98,9 +98,11 @@ def search(overrides: Sequence[str], *, config_dir: str | None = None) -> Iterat
             keys = {value.key for value in chosen}
             rest = [Value(line) for line in fixed if line.partition("=")[0] not in keys]
             (made,) = planning.settings(loader, [[*rest, *chosen]], known)
-            if isinstance(made, Settings):
-                return made
-            raise made[1]
+            if not isinstance(made, Settings):
+                raise made[1]
+            if why := planning.trains_alone(made, members):
+                raise ConfigurationError(why)
+            return made
 
         held = [compose(spelled(corner)) for corner in corners(found)]
         explicit = any(line.startswith("hydra.sweep.dir=") for line in own)

@@ -92,6 +92,7 @@ class Place:
         self.at: int | None = None
         self.state: TrainState | None = None  # in Parts; the key, which never changes, is itself
         self.error: BaseException | None = None  # that took it away
+        self.trained = 0.0  # seconds of the calls that it took part in
         self.rows: Any = None  # what they are like, order and end: that it was measured on after an epoch
         self.ahead: Any = None  # what they are like, and what they give for the state that stands here now
         self._left: dict[int, Any] = {}

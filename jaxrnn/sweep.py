@@ -134,10 +134,12 @@ class Runner:
         if shared.population is None:
             yield partial(self.room.taken, cores)
             return
+        at_work = shared.population.at_work
         with ExitStack() as held:
+            held.callback(at_work.again, at_work.others)  # last: behind those that train, who wait for its place
             held.enter_context(self.turns.taken(shared, partial(self.together, shared, jobs)))
             held.enter_context(shared.population.member())
-            with shared.population.at_work.taken():
+            with at_work.taken():
                 yield partial(closing, held)
 
     def at_once(self, settings: Settings) -> int:

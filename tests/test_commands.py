@@ -195,6 +195,7 @@ def test_float32_is_all_of_it_on_an_accelerator_unless_the_user_chose(monkeypatc
             jax.config.update("jax_default_matmul_precision", chosen)
             assert devices.choose("gpu") == [gpu]
             assert jax.config.jax_default_matmul_precision == found
+            assert devices.products(gpu) == ("" if chosen is None else ", products tensorfloat32")
         monkeypatch.undo()
         jax.config.update("jax_default_matmul_precision", None)
         devices.choose("cpu")
@@ -206,8 +207,8 @@ def test_float32_is_all_of_it_on_an_accelerator_unless_the_user_chose(monkeypatc
 def test_a_gpu_repeats_itself_where_xla_was_told_to(tmp_path, monkeypatch, capsys):
     gpu, cpu = (type("Device", (), {"platform": name})() for name in ("gpu", "cpu"))
     told = {"XLA_FLAGS": "--xla_cpu_enable_fast_math=false --xla_gpu_deterministic_ops=true"}
-    asked = ((cpu, {}), (gpu, {}), (gpu, told), (gpu, {"XLA_FLAGS": "--xla_gpu_deterministic_ops=false"}))
-    assert [devices.repeatable(*one) for one in asked] == [True, False, True, False]
+    last = {"XLA_FLAGS": f"{told['XLA_FLAGS']} --xla_gpu_deterministic_ops=false"}
+    assert [devices.repeatable(*one) for one in ((cpu, {}), (gpu, {}), (gpu, told), (gpu, last))] == [1, 0, 1, 0]
     line = [*TINY, "hydra.run.dir=here", "schedule=constant"]
     assert call("train", *line, "epochs=1", capsys=capsys)[0] == 0
     monkeypatch.setattr(devices, "repeatable", lambda device: False)

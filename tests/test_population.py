@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from jaxrnn import (
+    at_work,
     checkpoints,
     command,
     config,
@@ -29,7 +30,6 @@ from jaxrnn import (
     train,
     vmapped,
 )
-from jaxrnn.at_work import AtWork
 from jaxrnn.cells.gru import gru
 from jaxrnn.types import Hyper
 from jaxrnn.unroll.bptt import bptt
@@ -447,44 +447,71 @@ def test_answers_that_cannot_be_had_ahead_are_asked_for(monkeypatch):
     same("s/1", ["seed=1"])
 
 
-def test_few_are_at_work_at_a_time_and_those_that_train_come_first():
-    at_work, order, most = AtWork(2), [], []
-    begin = [threading.Event() for _ in range(6)]
+def test_few_are_at_work_at_a_time_and_those_that_train_come_first(monkeypatch):
+    monkeypatch.setattr(at_work, "LONG", DEADLOCK)
+    few, order, begun = at_work.AtWork(2), [], [threading.Event() for _ in range(2)]
+    go = [threading.Event() for _ in range(2)]
 
     def work(number):
-        with at_work.taken():
-            most.append(2 - at_work.free)
-            begin[number].set()
+        with few.taken():
+            assert len(few.turns) <= 2
             if number < 2:
+                begun[number].set()
                 go[number].wait(DEADLOCK)
-            else:
-                order.append(number)
+            if number == 0:
+                few.again(few.others)
+            order.append(number)
 
-    def over():
-        at_work.wait(at_work.others)
-        order.append("over")
-        at_work.leave()
-
-    go = [threading.Event() for _ in range(2)]
-    threads = [threading.Thread(target=work, args=[number], daemon=True) for number in range(2)]
+    threads = [threading.Thread(target=work, args=[number], daemon=True) for number in range(6)]
     for thread in threads:
         thread.start()
-    assert all(event.wait(DEADLOCK) for event in begin[:2])
-    threads.append(threading.Thread(target=over, daemon=True))
-    threads[-1].start()
-    while not at_work.others:
-        time.sleep(0.001)
-    threads += [threading.Thread(target=work, args=[number], daemon=True) for number in range(2, 6)]
-    for thread in threads[3:]:
-        thread.start()
-    while len(at_work.members) < 4:
+        assert threads.index(thread) > 1 or begun[threads.index(thread)].wait(DEADLOCK)
+    while len(few.members) < 4:
         time.sleep(0.001)
     go[0].set()  # the other keeps its turn, so that all go through this one
-    for thread in threads[:1] + threads[2:]:
+    for thread in [threads[0], *threads[2:]]:
         thread.join(DEADLOCK)
     go[1].set()
     threads[1].join(DEADLOCK)
-    assert order[-1] == "over" and sorted(order[:-1]) == [2, 3, 4, 5] and max(most) == 2 == at_work.free
+    assert order == [2, 3, 4, 5, 0, 1] and not few.turns
+
+
+def test_turns_that_wait_for_something_else_hold_nobody_up():
+    """More of them than there are turns: each waits until a member has trained that was answered after them."""
+    over, most = threading.Event(), population.AT_WORK
+
+    def watch(number, record):
+        if number == most and record["epoch"] == 5:
+            over.set()
+        elif number < most and record["epoch"] == 1:
+            over.wait(DEADLOCK)
+        return False
+
+    lines = [[f"seed={n}", "epochs=5"] for n in range(most + 1)]
+    assert ended(swept(lines, most + 1, watch)) == [("completed", 0)] * (most + 1)
+    assert over.is_set()
+
+
+def test_who_writes_at_the_end_keeps_neither_a_turn_nor_a_place(monkeypatch):
+    """Those that have trained write until all have begun to train, also the ones that waited for their places."""
+    save, segment, begun = runs.save_model, population.Population._segment, set()
+    end = time.monotonic() + DEADLOCK
+
+    def slow(*arguments):
+        while len(begun) < 9 and time.monotonic() < end:
+            time.sleep(0.01)
+        return save(*arguments)
+
+    def counted(self, *arguments):
+        begun.add(self._here.place)
+        return segment(self, *arguments)
+
+    monkeypatch.setattr(launchers, "WRITING", 8)  # a thread for each job
+    monkeypatch.setattr(runs, "save_model", slow)
+    monkeypatch.setattr(population.Population, "_segment", counted)
+    lines = [["seed=0", "epochs=9"], *([f"seed={n}", "epochs=1"] for n in range(1, 9))]
+    assert ended(swept(lines, 4)) == [("completed", 0)] * 9
+    assert time.monotonic() < end
 
 
 def test_a_polite_stop_saves_every_member_and_the_command_goes_on(capsys, monkeypatch, widths):

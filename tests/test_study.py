@@ -118,6 +118,7 @@ REFUSED = {
     "cell=gru,lstm hydra.sweeper.sampler=bayes": "hydra.sweeper.sampler='bayes': expected one of tpe",
     "cell=gru,lstm hydra.sweeper.trials=3": "trials",
     "cell=gru,lstm hydra.sweeper.n_trials=0": "n_trials=0",
+    "cell=gru,lstm unroll=kernel hydra/launcher=population hydra.launcher.members=2": "train alone",
     "cell=gru,lstm hydra.sweeper.aggregate=bound": "seeds=2",
     "cell=gru,lstm seed=1,2 hydra.sweeper.seeds=2": "seed is chosen",
     "dropout_rate=interval(0,0.5) hydra.sweeper.sampler=grid": "dropout_rate: sampler=grid needs choices",
