@@ -110,13 +110,17 @@ def opened(settings: Settings, mark: dict[str, Any], folder: Path, say: Callable
     return taken
 
 
-def room(folder: Path, group: Group) -> None:
-    """StorageError where the checkpoints to come would not fit: asked before compilation, not after hours."""
-    needed, free = int(ROOM * group.checkpoint_bytes), shutil.disk_usage(folder).free
+def room(folder: Path, group: Group, jobs: int = 1) -> None:
+    """StorageError where the checkpoints to come would not fit: asked before compilation, not after hours.
+
+    `jobs`: of a sweep in that folder, that are yet to begin; each leaves one checkpoint at least.
+    """
+    needed, free = int(max(ROOM, jobs) * group.checkpoint_bytes), shutil.disk_usage(folder).free
     if free < needed:
+        what, key = (f"the checkpoints of {jobs} jobs", "sweep") if jobs > ROOM else (f"{ROOM} checkpoints", "run")
         raise StorageError(
-            f"{folder}: expected room for {ROOM} checkpoints, {needed:,} bytes, found {free:,} bytes free: make room, "
-            "or choose another place with hydra.run.dir=DIR"
+            f"{folder}: expected room for {what}, {needed:,} bytes, found {free:,} bytes free: make room, "
+            f"or choose another place with hydra.{key}.dir=DIR"
         )
 
 

@@ -59,6 +59,7 @@ class Runner:
         self.groups: dict[str, Group] = {}
         self.cores: dict[str, int] = {}  # that a job of the group takes
         self.jobs: dict[str, int] = {}  # of a group, to be run
+        self.new: Counter[str] = Counter()  # of these, that are yet to begin and have no folder
         self.making, self.room, self.turns = threading.Lock(), Room(devices.cores()), Turns()
 
     def run(self, jobs: Sequence[tuple[int, Settings]], watch: Watch | None = None) -> list[Outcome]:
@@ -95,6 +96,8 @@ class Runner:
         tasks = [Task(n, s, partial(self.one, n, s, watch)) for n, s in jobs if n not in found]
         keys = [group.key(task.settings) for task in tasks]
         self.jobs, self.turns = dict(Counter(keys)), Turns()
+        new = (not (self.folder / str(task.number)).exists() for task in tasks)
+        self.new = Counter(key for key, counted in zip(keys, new, strict=True) if counted)
         rank = {key: n for n, key in enumerate(self.jobs)}  # one group after the other, however jobs mix them
         self.launch([task for _, task in sorted(zip(keys, tasks, strict=True), key=lambda pair: rank[pair[0]])], ended)
         return [found[number] for number, _ in jobs]
@@ -108,8 +111,13 @@ class Runner:
         try:
             if halt and (stop := halt()):
                 raise stop
+            key = group.key(settings)
             shared, cores = self.group(settings)
-            with self.seat(shared, cores, self.jobs[group.key(settings)]) as computing:
+            if not folder.exists():
+                with self.making:
+                    progress.room(self.folder, shared, self.new[key])
+                    self.new[key] -= 1
+            with self.seat(shared, cores, self.jobs[key]) as computing:
                 if halt and (stop := halt()):
                     raise stop
                 summary = job.run(

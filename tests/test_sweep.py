@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,6 +214,15 @@ def test_what_does_not_fit_is_run_one_by_one_or_refused(monkeypatch, capsys, sha
     monkeypatch.setattr(devices, "free_memory", lambda device: int(share * needed))
     found, out, err = call("-m", *TINY, "seed=0,1", "epochs=1", "hydra/launcher=population", capsys=capsys)
     assert found == code and says in "\n".join(out + err)
+
+
+def test_a_sweep_asks_for_room_for_all_its_jobs_before_one_trains(monkeypatch, capsys):
+    bytes_each = group.prepare(config.compose(TINY), print).checkpoint_bytes
+    monkeypatch.setattr(progress.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 4 * bytes_each))
+    code, _, err = call("-m", *TINY, "seed=range(5)", "hydra.sweep.dir=t", capsys=capsys)
+    assert code == 7 and "the checkpoints of 5 jobs" in err[0] and "hydra.sweep.dir=DIR" in err[0]
+    assert jobs("t") == [(n, "failed", 7) for n in range(5)] and set(os.listdir("t")) == {"sweep.json", "run.lock"}
+    assert call("-m", *TINY, "seed=range(4)", "hydra.sweep.dir=u", capsys=capsys)[0] == 0
 
 
 def test_jobs_at_work_divide_the_cores_among_their_threads(monkeypatch):
