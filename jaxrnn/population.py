@@ -282,8 +282,9 @@ class Population:
         return self.made[width]
 
     def _there(self) -> list[int]:
-        """The widths that can be called without waiting, least first."""
-        return sorted(width for width, together in list(self.made.items()) if together.there())
+        """The widths that can be called without waiting, least first; those that were found too wide are left out."""
+        fitting = [(width, together) for width, together in list(self.made.items()) if width <= self.most]
+        return sorted(width for width, together in fitting if together.there())
 
     def _ready(self, members: int, begin: bool = True) -> int:
         """The least width for so many whose programs are there, or the right one if there is none.
@@ -293,7 +294,8 @@ class Population:
         """
         right, there = self._width(members), self._there()
         if begin and right not in self.made:
-            worth = self._wide_seconds >= WORTH * self._compile_seconds and len(there) == len(self.made)
+            idle = all(together.there() for together in list(self.made.values()))
+            worth = idle and self._wide_seconds >= WORTH * self._compile_seconds
             if worth or not any(width >= members for width in there):
                 self._for(right)
                 self._wide_seconds, there = 0.0, self._there()

@@ -578,13 +578,16 @@ def test_fewer_at_once_where_the_memory_is_short(monkeypatch, capsys, widths, by
         free = int(min(bytes_of, 1) * made.population.needed(max(1, int(bytes_of))))
     monkeypatch.setattr(devices, "free_memory", lambda device: free)
     widths.clear()
-    found = ended(swept([[f"seed={n}", "epochs=1"] for n in range(4)], 4))
+    with sweep.opened("s", "population", members=4) as runner:
+        found = ended(swept([[f"seed={n}", "epochs=1"] for n in range(4)], 4, runner=runner))
+    (made,) = runner.groups.values()
     told = capsys.readouterr()
     if bytes_of < 1:
         assert found == [("failed", 8)] * 4 and "lower batch_size" in told.err
     else:
         assert found == [("completed", 0)] * 4 and f"4 need more than the {free:,} bytes" in told.out
         assert max(call[2] for call in widths) <= bytes_of
+        assert 4 in made.population.made and max(made.population._there()) <= bytes_of  # visits take what is there
 
 
 def test_visits_wait_for_each_other_but_members_do_not_wait_for_them(widths):
