@@ -529,8 +529,8 @@ def test_a_polite_stop_saves_every_member_and_the_command_goes_on(capsys, monkey
         patch.setattr(population.Population, "_train", stopped)
         assert command.exit_code("train", train.main, line) == 143
     states = [entry["status"] for entry in runs.read_json(Path("s/sweep.json"))["jobs"]]
-    assert states[:2] == ["stopped"] * 2 and set(states) <= {"stopped", "waiting"}
-    assert checkpoints.steps(Path("s/0")) and checkpoints.steps(Path("s/1"))
+    assert states.count("stopped") >= 2 and set(states) <= {"stopped", "waiting"}
+    assert sum(bool(checkpoints.steps(Path(f"s/{n}"))) for n in range(3)) == 2  # whichever of them trained
     assert command.exit_code("train", train.main, line) == 0
     capsys.readouterr()
     for seed in range(3):
