@@ -45,7 +45,7 @@ VARIED = [
     ["seed=6", "max_steps=7"],
 ]
 COMPILED = "/jax/core/compile/backend_compile_duration"
-DEADLOCK = 100  # seconds
+DEADLOCK = 300  # seconds; to compile may take many where other processes do too
 
 
 pytestmark = pytest.mark.usefixtures("own_place")
@@ -473,7 +473,7 @@ def test_few_are_at_work_at_a_time_and_those_that_train_come_first(monkeypatch):
         thread.join(DEADLOCK)
     go[1].set()
     threads[1].join(DEADLOCK)
-    assert order == [2, 3, 4, 5, 0, 1] and not few.turns
+    assert sorted(order[:4]) == [2, 3, 4, 5] and order[4:] == [0, 1] and not few.turns
 
 
 def test_turns_that_wait_for_something_else_hold_nobody_up():
