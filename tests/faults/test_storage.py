@@ -66,7 +66,7 @@ def test_a_full_disk_costs_the_checkpoint_that_did_not_fit(basis, cache, copy, t
         ("fsync", "error=EIO:when=3", None),
         ("fsync", "error=ENOSPC:when=9", None),
         ("rename", "error=EDQUOT:when=4", None),
-        ("write", "error=ENOSPC:when=5", "metrics.jsonl"),
+        ("write", "error=ENOSPC:when=2", "metrics.jsonl"),  # a write before every checkpoint, of which two are kept
     ],
 )
 def test_a_failing_call_is_said_at_that_save(basis, cache, copy, tmp_path, call, error, path):
