@@ -29,6 +29,10 @@ class Program:
         """What jax compiled."""
         return self._compiling.result()
 
+    def error(self) -> BaseException | None:
+        """What `ready` would raise; waits as it does."""
+        return self._compiling.exception()
+
 
 class Asked(Program):
     """A program that may never be needed: traced and compiled by who first uses it."""

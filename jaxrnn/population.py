@@ -21,6 +21,7 @@ those that are left it is compiled beside the training, once that may pay, and t
 """
 
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -64,6 +65,7 @@ class Population:
             segment=self._segment, answers=self._answers, readings=readings, clock=self._clock
         )
         self.made: dict[int, vmapped.Together] = {}  # by width
+        self._failed: set[int] = set()  # widths that did not compile, said
         self._begun = time.monotonic()  # when the first of them was
         self._compile_seconds = math.inf  # that it took
         self._wide_seconds = 0.0  # trained since then in a program that was wider than need be
@@ -282,9 +284,21 @@ class Population:
         return self.made[width]
 
     def _there(self) -> list[int]:
-        """The widths that can be called without waiting, least first; those that were found too wide are left out."""
-        fitting = [(width, together) for width, together in list(self.made.items()) if width <= self.most]
-        return sorted(width for width, together in fitting if together.there())
+        """The widths that can be called without waiting, least first; those that were found too wide are left out.
+
+        Of one that did not compile it is said once: who could do with no other meets the error.
+        """
+        found = []
+        for width, together in list(self.made.items()):
+            if width > self.most or not together.there():
+                continue
+            error = together.error()
+            if error is None:
+                found.append(width)
+            elif width not in self._failed:
+                self._failed.add(width)
+                print(f"no program for {width} jobs at once: {error}".splitlines()[0], file=sys.stderr, flush=True)
+        return sorted(found)
 
     def _ready(self, members: int, begin: bool = True) -> int:
         """The least width for so many whose programs are there, or the right one if there is none.
@@ -325,6 +339,9 @@ class Whole(Program):
 
     def done(self) -> bool:
         return self._program.done()
+
+    def error(self) -> BaseException | None:
+        return self._program.error()
 
 
 def _lost(call: Call) -> BaseException | None:

@@ -32,11 +32,12 @@ class Together(NamedTuple):
     answers: Program
 
     def there(self) -> bool:
-        """Can they be called without waiting, and without an error of their compilation."""
-        try:
-            return all(program.done() and program.ready() for program in self)
-        except Exception:
-            return False
+        """Has their compilation ended."""
+        return all(program.done() for program in self)
+
+    def error(self) -> BaseException | None:
+        """Of their compilation, which has ended."""
+        return next((error for program in self if (error := program.error())), None)
 
 
 def make_segment(pure: Pure) -> Callable:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import Future
 from pathlib import Path
 
 import jax
@@ -31,6 +32,7 @@ from jaxrnn import (
     vmapped,
 )
 from jaxrnn.cells.gru import gru
+from jaxrnn.compiling import Program
 from jaxrnn.types import Hyper
 from jaxrnn.unroll.bptt import bptt
 
@@ -414,6 +416,22 @@ def test_a_slow_member_is_not_waited_for_without_end(monkeypatch):
     assert ended(swept(lines, 2, watch)) == [("completed", 0)] * 2
     for number, line in enumerate(lines):
         same(f"s/{number}", line)
+
+
+def test_a_narrower_program_that_does_not_compile_is_said_and_left_out(monkeypatch, capsys, widths, prompt):
+    begun = vmapped.begun
+
+    def failing(programs, width):
+        failed = Future()
+        failed.set_exception(RuntimeError("no kernel\nfor this"))
+        return vmapped.Together(*[Program(failed)] * 2) if width == 2 else begun(programs, width)
+
+    monkeypatch.setattr(vmapped, "begun", failing)
+    monkeypatch.setattr(vmapped.Together, "there", lambda self: all(one.done() or one.ready() for one in self))
+    lines = [["seed=0", "epochs=6"], ["seed=1", "epochs=4"], *([f"seed={n}", "epochs=2"] for n in (2, 3))]
+    assert ended(swept(lines, 4)) == [("completed", 0)] * 4
+    assert {call[2] for call in widths if call[0] == "segment"} == {4, 1}  # two in that for four
+    assert capsys.readouterr().err.splitlines() == ["no program for 2 jobs at once: no kernel"]
 
 
 def test_a_member_waits_once_an_epoch_and_counts_its_own_seconds(monkeypatch):
