@@ -359,7 +359,7 @@ def test_what_breaks_a_call_is_met_by_all_who_were_in_it(monkeypatch):
 
     class Breaks:
         def __init__(self, program):
-            self.program, self.done = program, program.done
+            self.program, self.done, self.error = program, program.done, program.error
 
         def ready(self):
             return self
