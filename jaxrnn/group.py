@@ -8,9 +8,10 @@ import hashlib
 import inspect
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,8 @@ class Group:
         """Where the calls of many runs become one; None where each run has its own."""
         from jaxrnn import population
 
-        return population.Population(self._alone, self.members) if self.members > 1 else None
+        say = partial(print, file=sys.stderr, flush=True)
+        return population.Population(self._alone, self.members, say) if self.members > 1 else None
 
     @cached_property
     def _alone(self) -> Any:

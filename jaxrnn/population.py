@@ -21,7 +21,6 @@ those that are left it is compiled beside the training, once that may pay, and t
 """
 
 import math
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -58,8 +57,8 @@ class Call:
 class Population:
     """Runs of one group, at most `most` at once. `programs` is what they are given in place of `alone`."""
 
-    def __init__(self, alone: Programs, most: int):
-        self.alone, self.most = alone, most
+    def __init__(self, alone: Programs, most: int, say: Callable[[str], None]):
+        self.alone, self.most, self.say = alone, most, say
         readings = alone.readings and alone.readings._replace(program=Whole(alone.readings.program))
         self.programs: Programs = alone._replace(
             segment=self._segment, answers=self._answers, readings=readings, clock=self._clock
@@ -297,7 +296,7 @@ class Population:
                 found.append(width)
             elif width not in self._failed:
                 self._failed.add(width)
-                print(f"no program for {width} jobs at once: {error}".splitlines()[0], file=sys.stderr, flush=True)
+                self.say(f"no program for {width} jobs at once: {error}".splitlines()[0])
         return sorted(found)
 
     def _ready(self, members: int, begin: bool = True) -> int:
