@@ -32,7 +32,7 @@ import jax
 import numpy as np
 
 from jaxrnn import vmapped
-from jaxrnn.at_work import Answer, AtWork
+from jaxrnn.at_work import Answer, AtWork, Core
 from jaxrnn.compiling import Program
 from jaxrnn.programs import Programs
 from jaxrnn.stack import Place, Stack, real, repeated, written
@@ -78,6 +78,7 @@ class Population:
         self._conductor: threading.Thread | None = None
         self._here = threading.local()  # .place: of the member that this thread is
         self.at_work = AtWork(AT_WORK)  # entered by each thread, for all that it does
+        self.core = Core()  # of the members
 
     def begin(self, members: int) -> None:
         """Begin to compile for so many."""
@@ -95,7 +96,8 @@ class Population:
             self._members.add(place)
             self._changed()
         try:
-            yield
+            with self.core.kept():
+                yield
         finally:
             self._here.place = place.ahead = None
             try:
@@ -160,6 +162,7 @@ class Population:
 
     def _conduct(self) -> None:
         """Makes the calls, until there are no members and no visits."""
+        self.core.free()  # a member began this thread
         while True:
             with self._door:
                 while not (calls := self._next()):

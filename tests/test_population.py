@@ -510,6 +510,37 @@ def test_turns_that_wait_for_something_else_hold_nobody_up():
     assert over.is_set()
 
 
+@pytest.mark.skipif(len(at_work.Core().every) < 2, reason="no cores to choose from")
+def test_members_share_a_core_and_nobody_else_is_kept_there(monkeypatch):
+    made, told, watched, here = population.Population._made, set(), [], os.sched_getaffinity
+    every = here(0)
+
+    def calling(self, calls, members):
+        told.add(("conductor", len(here(0))))
+        return made(self, calls, members)
+
+    def saving(*arguments):
+        told.add(("ended", len(here(0))))
+        return save(*arguments)
+
+    save = runs.save_model
+    monkeypatch.setattr(population.Population, "_made", calling)
+    monkeypatch.setattr(runs, "save_model", saving)
+    swept([["seed=0"], ["seed=1"]], 2, lambda number, record: watched.append(here(0)) or False)
+    assert told == {("conductor", len(every)), ("ended", len(every))}
+    assert {len(cores) for cores in watched} == {1} and len({*map(tuple, watched)}) == 1
+
+
+def test_where_threads_cannot_be_kept_on_a_core_they_go_anywhere(monkeypatch):
+    def forbidden(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setaffinity", forbidden)
+    assert ended(swept([["seed=0"], ["seed=1"]], 2)) == [("completed", 0)] * 2
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert at_work.Core().one == set()
+
+
 def test_who_writes_at_the_end_keeps_neither_a_turn_nor_a_place(monkeypatch):
     """Those that have trained write until all have begun to train, also the ones that waited for their places."""
     save, segment, begun = runs.save_model, population.Population._segment, set()
