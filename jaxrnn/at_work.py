@@ -4,54 +4,18 @@ Every thread that waits for Python's lock asks for it 200 times a second: 256 th
 way. 256 runs of a tiny network, 200 epochs, on an H100 and 16 cores (2026-11-26, one run each): 32.2 s where 4 threads
 are at work at a time, 34.2 with 2, 35.0 with 16, 37.4 with all.
 
-A thread that lets go of Python's lock to write a line has it back at once where no other core takes it, and a core that
-has nothing to do is slow to wake. Those 256 took 30.5 s, the members kept on one core 21.8; one of them at a time 25.2.
-The whole process on one core 22.8, on two 31.4.
-
 A turn ends when its thread asks for something, or when it is LONG: who waits for a disk, or for another thread, needs
 no lock of Python's and keeps nobody waiting.
 """
 
-import ctypes
-import os
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 LONG = 0.05  # seconds of a turn
-
-
-class Core:
-    """The one that its maker is on, for threads that hand Python's lock to each other; any, where it is not known."""
-
-    def __init__(self) -> None:
-        self.every: set[int] = set()
-        self.one: set[int] = set()
-        if sys.platform.startswith("linux") and (ask := getattr(ctypes.CDLL(None), "sched_getcpu", None)):
-            self.every = os.sched_getaffinity(0)
-            self.one = {ask()} & self.every
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """This thread computes there, and so does each that it starts, unless that is `free`."""
-        self._go(self.one)
-        try:
-            yield
-        finally:
-            self.free()
-
-    def free(self) -> None:
-        """This thread computes anywhere."""
-        self._go(self.every)
-
-    def _go(self, where: set[int]) -> None:
-        if where and hasattr(os, "sched_setaffinity"):
-            with suppress(OSError):  # forbidden here: it is only slower
-                os.sched_setaffinity(0, where)
 
 
 class Answer:

@@ -65,3 +65,8 @@ def unknown(kind: str, given: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(given), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     return f"unknown {kind} {given!r}{hint} known: {', '.join(names)}"
+
+
+def too_large(needed: int, free: int) -> str:
+    """The message for a job whose bytes are not there."""
+    return f"a job needs {needed:,} bytes, {free:,} are free: lower batch_size, max_length or hidden_size"

@@ -16,11 +16,9 @@ long as PATIENCE; it joins a later call.
 A visit is a call about parameters that are not in the row of a member: the test of a run that has ended. It waits for
 other visits, as long as one takes, and keeps no member waiting longer than that.
 
-The programs are made for a few widths. A member that leaves gives its place up, and when a narrower width does for
-those that are left it is compiled beside the training, once that may pay, and then taken.
+A member that leaves gives its place up; which of the programs are called for those that are left, `widths` says.
 """
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,15 +29,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrnn import vmapped
-from jaxrnn.at_work import Answer, AtWork, Core
+from jaxrnn.at_work import Answer, AtWork
 from jaxrnn.compiling import Program
 from jaxrnn.programs import Programs
 from jaxrnn.stack import Place, Stack, real, repeated, written
 from jaxrnn.types import Hyper
+from jaxrnn.widths import Widths
 
 PATIENCE = 2.0  # seconds without an arrival
-WORTH = 1.0  # a narrower program: seconds trained too wide, for each that it takes to compile
 AT_WORK = 4  # threads between two calls
 
 
@@ -55,19 +52,14 @@ class Call:
 
 
 class Population:
-    """Runs of one group, at most `most` at once. `programs` is what they are given in place of `alone`."""
+    """Runs of one group, at most `widths.most` at once. `programs` is what they are given in place of `alone`."""
 
     def __init__(self, alone: Programs, most: int, say: Callable[[str], None]):
-        self.alone, self.most, self.say = alone, most, say
+        self.alone, self.widths = alone, Widths(alone, most, say)
         readings = alone.readings and alone.readings._replace(program=Whole(alone.readings.program))
         self.programs: Programs = alone._replace(
             segment=self._segment, answers=self._answers, readings=readings, clock=self._clock
         )
-        self.made: dict[int, vmapped.Together] = {}  # by width
-        self._failed: set[int] = set()  # widths that did not compile, said
-        self._begun = time.monotonic()  # when the first of them was
-        self._compile_seconds = math.inf  # that it took
-        self._wide_seconds = 0.0  # trained since then in a program that was wider than need be
         self.stack = Stack()
         self._door = threading.Condition()
         self._members: set[Place] = set()
@@ -78,26 +70,17 @@ class Population:
         self._conductor: threading.Thread | None = None
         self._here = threading.local()  # .place: of the member that this thread is
         self.at_work = AtWork(AT_WORK)  # entered by each thread, for all that it does
-        self.core = Core()  # of the members
-
-    def begin(self, members: int) -> None:
-        """Begin to compile for so many."""
-        self._for(self._width(members))
-
-    def needed(self, members: int) -> int:
-        """Bytes that so many members take on the device, when it is compiled for them."""
-        return vmapped.needed(self._for(self._width(members)))
 
     @contextmanager
     def member(self) -> Iterator[None]:
         """While it lasts this thread is a member, and the others wait for its calls."""
         self._here.place = place = Place(self.stack)
-        with self._door:
-            self._members.add(place)
-            self._changed()
         try:
-            with self.core.kept():
-                yield
+            with self._door:
+                self._members.add(place)
+                self._changed()
+                self._wake()  # now: later it may be kept on a core, and what it begins with it
+            yield
         finally:
             self._here.place = place.ahead = None
             try:
@@ -155,14 +138,14 @@ class Population:
             self._wake()
 
     def _wake(self) -> None:
-        if self._conductor is None and (self._calls or self._visits):
-            self._conductor = threading.Thread(target=self._conduct, name="conductor", daemon=True)
-            self._conductor.start()
+        if self._conductor is None and (self._members or self._visits):
+            conductor = threading.Thread(target=self._conduct, name="conductor", daemon=True)
+            conductor.start()
+            self._conductor = conductor
         self._door.notify()
 
     def _conduct(self) -> None:
         """Makes the calls, until there are no members and no visits."""
-        self.core.free()  # a member began this thread
         while True:
             with self._door:
                 while not (calls := self._next()):
@@ -195,12 +178,12 @@ class Population:
     def _made(self, calls: list[Call], members: int) -> list[Any]:
         """What each call is answered with; an error is raised where the call was made."""
         if calls[0].name == "segment":
-            results = self._train(calls, self._ready(members))
+            results = self._train(calls, self.widths.ready(members))
             self._look_ahead(calls, results)
             return results
         if calls[0].place is not None:
             return self._measure(calls, self.stack.states and self.stack.states.params)
-        began, results, width = time.monotonic(), [], self._ready(len(calls), begin=False)
+        began, results, width = time.monotonic(), [], self.widths.ready(len(calls), begin=False)
         for first in range(0, len(calls), width):
             some = calls[first : first + width]
             params = repeated(some[0].arguments[0], width)
@@ -211,9 +194,9 @@ class Population:
         return results
 
     def _train(self, calls: list[Call], width: int) -> list[Any]:
-        segment, stack, members = self._for(width).segment.ready(), self.stack, len(calls)
+        segment, stack, members = self.widths.of(width).segment.ready(), self.stack, len(calls)
+        self.widths.compiled()
         began = time.monotonic()
-        self._compile_seconds = min(self._compile_seconds, began - self._begun)
         orders = np.full((width, *self.alone.pure.order), -1, np.int32)
         hypers = np.ones((len(Hyper._fields), width), np.float32)
         begin, end, last = np.zeros(width, np.int32), np.zeros(width, np.int32), np.zeros(width, bool)
@@ -232,7 +215,7 @@ class Population:
                 stack.put(states)
             logs, made = np.asarray(logs), np.asarray(made)  # waits for the device
             spent = time.monotonic() - began
-            self._wide_seconds += spent * (self._width(members) < width)
+            self.widths.trained(members, width, spent)
             for place, _ in given:
                 if place:
                     place.trained += spent
@@ -267,56 +250,13 @@ class Population:
             return found
         width = jax.tree.leaves(params)[0].shape[0]
         _, order, end = calls[0].arguments
-        sums, logits = self._for(width).answers(params, self.alone.data, order, end)
+        sums, logits = self.widths.of(width).answers(params, self.alone.data, order, end)
         sums = np.asarray(sums)
         for n, call in enumerate(calls):
             at = call.place.at if call.place else n
             if at is not None:
                 found[n] = sums[at], Answers(logits, at)
         return found
-
-    def _width(self, members: int) -> int:
-        """A power of two, or the most there may be."""
-        return max(members, min(self.most, 1 << (members - 1).bit_length()))
-
-    def _for(self, width: int) -> vmapped.Together:
-        if width not in self.made:
-            self._begun = self._begun if self.made else time.monotonic()
-            self.made[width] = vmapped.begun(self.alone, width)
-        return self.made[width]
-
-    def _there(self) -> list[int]:
-        """The widths that can be called without waiting, least first; those that were found too wide are left out.
-
-        Of one that did not compile it is said once: who could do with no other meets the error.
-        """
-        found = []
-        for width, together in list(self.made.items()):
-            if width > self.most or not together.there():
-                continue
-            error = together.error()
-            if error is None:
-                found.append(width)
-            elif width not in self._failed:
-                self._failed.add(width)
-                self.say(f"no program for {width} jobs at once: {error}".splitlines()[0])
-        return sorted(found)
-
-    def _ready(self, members: int, begin: bool = True) -> int:
-        """The least width for so many whose programs are there, or the right one if there is none.
-
-        The right one is begun, one at a time, once one that is too wide has cost what it takes to compile. Where it is
-        not to be begun, the width may be one for fewer.
-        """
-        right, there = self._width(members), self._there()
-        if begin and right not in self.made:
-            idle = all(together.there() for together in list(self.made.values()))
-            worth = idle and self._wide_seconds >= WORTH * self._compile_seconds
-            if worth or not any(width >= members for width in there):
-                self._for(right)
-                self._wide_seconds, there = 0.0, self._there()
-        enough = [width for width in there if width >= members]
-        return min(enough or there[-1:] * (not begin), default=right)
 
 
 class Answers(NamedTuple):

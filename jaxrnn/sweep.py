@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrnn import command, devices, group, history, job, launchers, processes, progress, report, results, runs
-from jaxrnn.errors import ArtefactError, BusyError, ConfigurationError, MemoryExceeded
+from jaxrnn.errors import ArtefactError, BusyError, ConfigurationError, MemoryExceeded, too_large
 from jaxrnn.group import Group
 from jaxrnn.job import Halt
 from jaxrnn.launchers import Outcome, Room, Task, Turns
@@ -61,6 +61,7 @@ class Runner:
         self.jobs: dict[str, int] = {}  # of a group, to be run
         self.new: Counter[str] = Counter()  # of these, that are yet to begin and have no folder
         self.making, self.room, self.turns = threading.Lock(), Room(devices.cores()), Turns()
+        self.core = devices.Core()  # of all jobs that train in one program
 
     def run(self, jobs: Sequence[tuple[int, Settings]], watch: Watch | None = None) -> list[Outcome]:
         """How each job ended, in their order; BusyError where the folder holds another job of that number."""
@@ -147,6 +148,7 @@ class Runner:
             held.callback(at_work.again, at_work.others)  # last: behind those that train, who wait for its place
             held.enter_context(self.turns.taken(shared, partial(self.together, shared, jobs)))
             held.enter_context(shared.population.member())
+            held.enter_context(self.core.kept())
             with at_work.taken():
                 yield partial(closing, held)
 
@@ -170,7 +172,7 @@ class Runner:
                 self.groups[key] = made
             made = self.groups[key]
             if made.population is not None:
-                made.population.begin(min(made.members, self.jobs[key]))
+                made.population.widths.begin(min(made.members, self.jobs[key]))
                 made.known()
             elif key not in self.cores:
                 self.cores[key] = self.fitted(made)
@@ -182,32 +184,19 @@ class Runner:
         if free is None or needed * self.room.cores <= free * len(made.devices):
             return len(made.devices)
         if needed > free:
-            raise MemoryExceeded(
-                f"a job needs {needed:,} bytes, {free:,} are free: lower batch_size, max_length or hidden_size"
-            )
+            raise MemoryExceeded(too_large(needed, free))
         count = math.ceil(self.room.cores * needed / free)
         print(f"{self.room.cores // count} jobs at once: each needs {needed:,} bytes, {free:,} are free", flush=True)
         return count
 
     def together(self, made: Group, jobs: int) -> int:
         """How many jobs of a group train at once in one program; so many of those to come are compiled for."""
-        population, free = made.population, devices.free_memory(made.devices[0])
-        population.most = made.members
-        asked = members = min(made.members, jobs)
-        needed = population.needed(members)
-        while free is not None and needed > free:
-            if population.most > members:
-                population.most = members  # no wider than there are jobs
-            elif members == 1:
-                raise MemoryExceeded(
-                    f"a job needs {needed:,} bytes, {free:,} are free: lower batch_size, max_length or hidden_size"
-                )
-            else:
-                population.most = members = max(1, min(members - 1, int(members * free / needed)))
-            needed = population.needed(members)
+        widths, free = made.population.widths, devices.free_memory(made.devices[0])
+        widths.most, asked = made.members, min(made.members, jobs)
+        members = widths.fit(asked, free)
         short = "" if members == asked else f"; {asked} need more than the {free:,} bytes that are free"
         print(f"{members} jobs at once in one program (unroll: {made.unroll}){short}", flush=True)
-        return population.most
+        return widths.most
 
 
 @contextmanager

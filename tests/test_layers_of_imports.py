@@ -15,7 +15,7 @@ LAYER = {
     **dict.fromkeys(["activations", "initializers", "projection", "cells", "unroll"], NETWORK),
     **dict.fromkeys(["layers", "heads", "outputs", "model", "targets", "keys", "ends"], NETWORK),
     **dict.fromkeys(["fit", "programs", "compiling", "tables", "fused", "resuming", "optimizers"], LEARNING),
-    **dict.fromkeys(["population", "vmapped", "stack", "at_work"], LEARNING),
+    **dict.fromkeys(["population", "vmapped", "widths", "stack", "at_work"], LEARNING),
     **dict.fromkeys(["insight", "flow", "attribution", "gradients", "monitor"], LEARNING),
     **dict.fromkeys(["config", "text", "orders", "data", "runs", "checkpoints", "packing"], WORLD),
     **dict.fromkeys(["history", "loggers", "plots", "baselines", "metrics", "sweeps"], WORLD),

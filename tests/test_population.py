@@ -30,6 +30,7 @@ from jaxrnn import (
     sweep,
     train,
     vmapped,
+    widths,
 )
 from jaxrnn.cells.gru import gru
 from jaxrnn.compiling import Program
@@ -113,7 +114,7 @@ def same(folder, alone):
 
 
 @pytest.fixture
-def widths(monkeypatch):
+def met(monkeypatch):
     """(name, how many calls met, width) of every call that was made."""
     made, train, measure = [], population.Population._train, population.Population._measure
 
@@ -133,7 +134,7 @@ def widths(monkeypatch):
 @pytest.fixture
 def prompt(monkeypatch):
     """Programs of another width are begun when they do, and are there as soon as they are."""
-    monkeypatch.setattr(population, "WORTH", 0.0)
+    monkeypatch.setattr(widths, "WORTH", 0.0)
     monkeypatch.setattr(vmapped.Together, "there", lambda self: all(program.ready() for program in self))
 
 
@@ -218,7 +219,7 @@ def test_members_take_different_parts_of_an_epoch(optimizer_rows):
             np.testing.assert_allclose(one[n], other, rtol=1e-4, atol=1e-6)
 
 
-def test_they_compile_once_and_meet_in_every_call(widths):
+def test_they_compile_once_and_meet_in_every_call(met):
     names = []
 
     def heard(event, seconds, **more):
@@ -232,8 +233,8 @@ def test_they_compile_once_and_meet_in_every_call(widths):
         try:
             assert ended(swept(lines, 4, runner=runner)) == [("completed", 0)] * 3
             programs = Counter(names)
-            assert {call for call in widths if call[0] == "segment"} == {("segment", 3, 4)}
-            assert [call for call in widths if call[0] == "answers"][:3] == [("answers", 3, 4)] * 3
+            assert {call for call in met if call[0] == "segment"} == {("segment", 3, 4)}
+            assert [call for call in met if call[0] == "answers"][:3] == [("answers", 3, 4)] * 3
             more = swept([*lines, ["seed=3"], ["seed=4"], ["seed=5"]], 4, runner=runner)
             assert ended(more) == [("completed", 0)] * 6 and Counter(names) == programs
         finally:
@@ -242,37 +243,37 @@ def test_they_compile_once_and_meet_in_every_call(widths):
     assert programs == Counter([f"jit({name})" for name in once + 2 * ["repeated", "written", "_picked"]])
 
 
-def test_members_that_stop_early_cost_no_more(widths, prompt):
+def test_members_that_stop_early_cost_no_more(met, prompt):
     lines = [["seed=0", "epochs=7"], *([f"seed={n}", "epochs=2"] for n in (1, 2)), ["seed=3", "epochs=4"]]
     assert ended(swept(lines, 4)) == [("completed", 0)] * 4
-    calls = [call[1:] for call in widths if call[0] == "segment"]
+    calls = [call[1:] for call in met if call[0] == "segment"]
     assert list(dict.fromkeys(calls)) == [(4, 4), (2, 2), (1, 1)]
     for number, line in enumerate(lines):
         same(f"s/{number}", line)
 
 
-def test_while_a_narrower_program_is_compiled_the_wide_one_goes_on(widths, monkeypatch):
+def test_while_a_narrower_program_is_compiled_the_wide_one_goes_on(met, monkeypatch):
     class Never(vmapped.Together):
         def there(self):
             return False
 
     begun, asked = vmapped.begun, []
-    monkeypatch.setattr(population, "WORTH", 0.0)
+    monkeypatch.setattr(widths, "WORTH", 0.0)
     monkeypatch.setattr(
         vmapped, "begun", lambda p, width: asked.append(width) or (begun(p, width) if width == 4 else Never(None, None))
     )
     assert ended(swept([[f"seed={n}", f"epochs={n + 1}"] for n in range(4)], 4)) == [("completed", 0)] * 4
-    assert {call[2] for call in widths} == {4}
+    assert {call[2] for call in met} == {4}
     assert asked == [4, 2]  # one at a time
     same("s/3", ["seed=3", "epochs=4"])
 
 
-def test_a_narrower_program_is_not_compiled_for_the_little_that_is_left(widths, monkeypatch):
+def test_a_narrower_program_is_not_compiled_for_the_little_that_is_left(met, monkeypatch):
     begun, asked = vmapped.begun, []
-    monkeypatch.setattr(population, "WORTH", 1e6)
+    monkeypatch.setattr(widths, "WORTH", 1e6)
     monkeypatch.setattr(vmapped, "begun", lambda p, width: asked.append(width) or begun(p, width))
     assert ended(swept([[f"seed={n}", f"epochs={n + 1}"] for n in range(4)], 4)) == [("completed", 0)] * 4
-    assert asked == [4] and {call[2] for call in widths} == {4}
+    assert asked == [4] and {call[2] for call in met} == {4}
 
 
 FAILS = ["optimizer=sgd", "clip_global_norm=null", "init_scale=100"]
@@ -319,7 +320,7 @@ def test_a_job_that_never_trains_keeps_nobody_waiting():
         assert done[0].status == "completed" and ended(swept(lines, 3, runner=runner)) == [("completed", 0)] * 3
 
 
-def test_a_watch_prunes_one_member(widths):
+def test_a_watch_prunes_one_member(met):
     def watch(number, record):
         return number == 1 and record["epoch"] == 2
 
@@ -329,15 +330,15 @@ def test_a_watch_prunes_one_member(widths):
     same("s/2", ["seed=2", "epochs=4"])
 
 
-def test_more_jobs_than_members_take_turns(widths):
+def test_more_jobs_than_members_take_turns(met):
     lines = [[f"seed={n}", f"epochs={2 + n % 2}"] for n in range(5)]
     assert ended(swept(lines, 2)) == [("completed", 0)] * 5
-    assert max(call[1] for call in widths if call[0] == "segment") == 2
+    assert max(call[1] for call in met if call[0] == "segment") == 2
     for number, line in enumerate(lines):
         same(f"s/{number}", line)
 
 
-def test_groups_take_turns(widths, monkeypatch):
+def test_groups_take_turns(met, monkeypatch):
     at_once, train = [], population.Population._train
     running = Counter()
 
@@ -418,7 +419,7 @@ def test_a_slow_member_is_not_waited_for_without_end(monkeypatch):
         same(f"s/{number}", line)
 
 
-def test_a_narrower_program_that_does_not_compile_is_said_and_left_out(monkeypatch, capsys, widths, prompt):
+def test_a_narrower_program_that_does_not_compile_is_said_and_left_out(monkeypatch, capsys, met, prompt):
     begun = vmapped.begun
 
     def failing(programs, width):
@@ -430,7 +431,7 @@ def test_a_narrower_program_that_does_not_compile_is_said_and_left_out(monkeypat
     monkeypatch.setattr(vmapped.Together, "there", lambda self: all(one.done() or one.ready() for one in self))
     lines = [["seed=0", "epochs=6"], ["seed=1", "epochs=4"], *([f"seed={n}", "epochs=2"] for n in (2, 3))]
     assert ended(swept(lines, 4)) == [("completed", 0)] * 4
-    assert {call[2] for call in widths if call[0] == "segment"} == {4, 1}  # two in that for four
+    assert {call[2] for call in met if call[0] == "segment"} == {4, 1}  # two in that for four
     assert capsys.readouterr().err.splitlines() == ["no program for 2 jobs at once: no kernel"]
 
 
@@ -510,7 +511,7 @@ def test_turns_that_wait_for_something_else_hold_nobody_up():
     assert over.is_set()
 
 
-@pytest.mark.skipif(len(at_work.Core().every) < 2, reason="no cores to choose from")
+@pytest.mark.skipif(len(devices.Core().every) < 2, reason="no cores to choose from")
 def test_members_share_a_core_and_nobody_else_is_kept_there(monkeypatch):
     made, told, watched, here = population.Population._made, set(), [], os.sched_getaffinity
     every = here(0)
@@ -538,7 +539,7 @@ def test_where_threads_cannot_be_kept_on_a_core_they_go_anywhere(monkeypatch):
     monkeypatch.setattr(os, "sched_setaffinity", forbidden)
     assert ended(swept([["seed=0"], ["seed=1"]], 2)) == [("completed", 0)] * 2
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert at_work.Core().one == set()
+    assert devices.Core().one == set()
 
 
 def test_who_writes_at_the_end_keeps_neither_a_turn_nor_a_place(monkeypatch):
@@ -563,13 +564,13 @@ def test_who_writes_at_the_end_keeps_neither_a_turn_nor_a_place(monkeypatch):
     assert time.monotonic() < end
 
 
-def test_a_polite_stop_saves_every_member_and_the_command_goes_on(capsys, monkeypatch, widths):
+def test_a_polite_stop_saves_every_member_and_the_command_goes_on(capsys, monkeypatch, met):
     line = ["-m", *TINY, "seed=range(3)", "epochs=40", "hydra/launcher=population", "hydra.launcher.members=2"]
     line += ["hydra.sweep.dir=s"]
     train_ = population.Population._train
 
     def stopped(self, calls, width):
-        if len(widths) == 20:
+        if len(met) == 20:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.5)  # more than the launcher lets pass between two looks
         return train_(self, calls, width)
@@ -620,13 +621,13 @@ def test_a_polite_stop_waits_until_it_is_known_how_many_train_at_once():
 
 
 @pytest.mark.parametrize("bytes_of", [2, 1, 0.9])
-def test_fewer_at_once_where_the_memory_is_short(monkeypatch, capsys, widths, bytes_of):
+def test_fewer_at_once_where_the_memory_is_short(monkeypatch, capsys, met, bytes_of):
     with sweep.opened("first", "population", members=4) as runner:
         swept([["seed=0"]], 4, runner=runner)
         (made,) = runner.groups.values()
-        free = int(min(bytes_of, 1) * made.population.needed(max(1, int(bytes_of))))
+        free = int(min(bytes_of, 1) * made.population.widths.needed(max(1, int(bytes_of))))
     monkeypatch.setattr(devices, "free_memory", lambda device: free)
-    widths.clear()
+    met.clear()
     with sweep.opened("s", "population", members=4) as runner:
         found = ended(swept([[f"seed={n}", "epochs=1"] for n in range(4)], 4, runner=runner))
     (made,) = runner.groups.values()
@@ -635,29 +636,31 @@ def test_fewer_at_once_where_the_memory_is_short(monkeypatch, capsys, widths, by
         assert found == [("failed", 8)] * 4 and "lower batch_size" in told.err
     else:
         assert found == [("completed", 0)] * 4 and f"4 need more than the {free:,} bytes" in told.out
-        assert max(call[2] for call in widths) <= bytes_of
-        assert 4 in made.population.made and max(made.population._there()) <= bytes_of  # visits take what is there
+        assert max(call[2] for call in met) <= bytes_of
+        assert (
+            4 in made.population.widths.made and max(made.population.widths.there()) <= bytes_of
+        )  # visits take what is there
 
 
-def test_visits_wait_for_each_other_but_members_do_not_wait_for_them(widths):
+def test_visits_wait_for_each_other_but_members_do_not_wait_for_them(met):
     lines = [["seed=0", "epochs=300"], *([f"seed={n}", "epochs=2"] for n in range(1, 8))]
     with sweep.opened("s", "population", members=8) as runner:
         swept([["seed=9"]], 8, runner=runner)
-        widths.clear()
+        met.clear()
         (made,) = runner.groups.values()
         made.population._visit_seconds = 0.2
         assert ended(swept([["seed=9"], *lines], 8, runner=runner)) == [("completed", 0)] * 9
-    visits = [n for n, (name, count, _) in enumerate(widths) if name == "answers" and 2 <= count <= 7]
-    assert visits, widths
-    assert any(name == "segment" for name, *_ in widths[visits[-1] :])
+    visits = [n for n, (name, count, _) in enumerate(met) if name == "answers" and 2 <= count <= 7]
+    assert visits, met
+    assert any(name == "segment" for name, *_ in met[visits[-1] :])
 
 
-def test_trials_of_a_study_train_together(capsys, widths):
+def test_trials_of_a_study_train_together(capsys, met):
     line = ["-m", *TINY, "hydra/sweeper=optuna", "optimizer.learning_rate=tag(log,interval(1e-3,1e-1))"]
     line += ["hydra.sweeper.n_trials=3", "hydra.sweeper.seeds=2", "hydra.sweeper.sampler=random", "hydra.sweep.dir=s"]
     line += ["hydra/launcher=population", "hydra.launcher.members=4"]
     assert command.exit_code("train", train.main, line) == 0
-    assert Counter(call[1] for call in widths if call[0] == "segment").keys() == {4, 2}
+    assert Counter(call[1] for call in met if call[0] == "segment").keys() == {4, 2}
     rate = next(w for w in runs.read_json(Path("s/5/overrides.json")) if w.startswith("optimizer.learning_rate"))
     same("s/5", [rate, "seed=1"])
 
