@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from jaxrnn import settings as schema
+from jaxrnn import trackers
 from jaxrnn.errors import ConfigurationError, unknown
 from jaxrnn.settings import Settings
 
@@ -168,13 +169,16 @@ def checked(loader: Any, found: Composed) -> Settings:
         raise refusal(error, loader, overrides) from error
     tree.setdefault("logger", {})  # logger=[] leaves no node
     explicit = any(line.startswith("hydra.run.dir=") for line in hydra.overrides.hydra)
-    return schema.build(
+    settings = schema.build(
         tree,
         default,
         experiment=choices.get("experiment") or "default",
         overrides=tuple(hydra.overrides.task),
         directory=str(hydra.run.dir) if explicit else None,
     )
+    for name in settings.logger:
+        trackers.check(name)
+    return settings
 
 
 def compose(overrides: Sequence[str], *, config_dir: str | None = None) -> Settings:

@@ -7,7 +7,7 @@ import gc
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from jaxrnn import artefact, command, config, devices, flowlog, history, loggers, orders, outline, progress, runs
 from jaxrnn.errors import NumericalError, StorageError
 from jaxrnn.group import Group, prepare
-from jaxrnn.settings import Settings
+from jaxrnn.settings import Settings, dotted
 
 Watch = Callable[[dict[str, Any]], bool]  # takes the record of an epoch; True ends the run there
 Computing = Callable[[], AbstractContextManager[Any]]  # entered for as long as the run trains, not while it writes
@@ -53,6 +53,7 @@ def run(
             held.enter_context(runs.locked(folder))
         held_run, finished = progress.holds_run(folder, settings), progress.completed(folder)
         summary: dict[str, Any] = {"status": "failed"}
+        log = loggers.Logger()
         try:
             mark = progress.fingerprint(settings, group)
             taken = progress.Opened()
@@ -66,7 +67,24 @@ def run(
             finished = False
             progress.room(folder, group)
             runs.write(folder / "config.yaml", runs.sealed(config.to_yaml(settings)))
-            learn(settings, group, folder, summary, loud, mark, taken, own, watch=watch, halt=halt, computing=computing)
+            names = tuple(name for name in settings.logger if loud or name != "console")
+            step = taken.checkpoint.step if taken.checkpoint else 0
+            log = loggers.opened(names, folder, settings.epochs, dotted(settings), step)
+            with closing(log):
+                learn(
+                    settings,
+                    group,
+                    folder,
+                    summary,
+                    loud,
+                    mark,
+                    taken,
+                    own,
+                    log,
+                    watch=watch,
+                    halt=halt,
+                    computing=computing,
+                )
         except BaseException as error:
             refusal = command.typed(error)
             code, message = (refusal.code, str(refusal)) if refusal else (1, repr(error))
@@ -82,6 +100,7 @@ def run(
                 except StorageError:
                     if "error" not in summary:  # otherwise what went wrong first is what has to be said
                         raise
+                log.end(summary)
     return summary | {"run": str(folder)}
 
 
@@ -94,6 +113,7 @@ def learn(
     mark: dict[str, Any],
     taken: progress.Opened,
     own: bool,
+    log: loggers.Logger,
     *,
     watch: Watch | None = None,
     halt: Halt | None = None,
@@ -161,7 +181,6 @@ def learn(
     rows_seen = update_seconds = 0.0
     every, seconds = settings.checkpoint["every_steps"], settings.checkpoint["every_seconds"] or math.inf
     last, now = time.monotonic(), None
-    log = loggers.opened(tuple(n for n in settings.logger if loud or n != "console"), folder, settings.epochs)
     try:
         with nullcontext(halt) if halt else command.put_off() as arrived:
             with computing():

@@ -3,7 +3,7 @@
 An epoch is {"step", "epoch", "train": {"loss", "accuracy"}, "valid": {"loss", "accuracy"}, "best", "seconds"}, a logged
 step {"step", "epoch", "loss", "grad_norm"}, a measurement of the gradient is what `monitor.record` says. A run that
 learns from a single text has also "prediction", the probability of its label, and "loss_base10": -log10 of it, beside
-the loss in nats.
+the loss in nats. What is not a file or a terminal is in `trackers`.
 
 A file gets its lines some `runs.HELD` seconds late: epochs of a millisecond would spend a tenth of it on each line. At
 the end of a longer epoch, with `tick`, `flush` and `close` it gets them at once.
@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from jaxrnn import trackers
 from jaxrnn.errors import ConfigurationError, unknown
 from jaxrnn.runs import HELD, Lines
 
@@ -36,7 +37,8 @@ class Logger(NamedTuple):
     flow: Callable[[Mapping[str, Any]], None] = _nothing
     tick: Callable[[int, int, int, float], None] = _nothing  # epoch, updates done, updates in all, loss
     flush: Callable[[], None] = _nothing  # everything told so far is handed to the system
-    close: Callable[[], None] = _nothing
+    close: Callable[[], None] = _nothing  # it trains no more
+    end: Callable[[Mapping[str, Any]], None] = _nothing  # the summary of the run, which has ended
 
 
 def single_text(train: Mapping[str, float]) -> dict[str, float]:
@@ -125,12 +127,28 @@ def csv(folder: Path, stream: TextIO | None = None, epochs: int = 1) -> Logger:
 MEMBERS = {"console": console, "jsonl": jsonl, "csv": csv}
 
 
-def opened(names: tuple[str, ...], folder: Path, epochs: int) -> Logger:
-    """The named loggers as one; ConfigurationError lists the known ones."""
+def tracked(name: str, run: trackers.Run) -> Logger:
+    """A tracker as a logger."""
+    tracker = trackers.begun(name, run)
+
+    def tell(record: Mapping[str, Any]) -> None:
+        tracker.log(trackers.numbers(record), record["step"])
+
+    return Logger(tell, tell, tell, flush=tracker.flush, close=tracker.flush, end=tracker.end)
+
+
+def opened(
+    names: tuple[str, ...], folder: Path, epochs: int, settings: Mapping[str, Any] | None = None, step: int = 0
+) -> Logger:
+    """The named loggers as one; ConfigurationError lists the known ones.
+
+    `settings`, by dotted key, and where the run is resumed, after `step` updates, are for trackers.
+    """
     for name in names:
-        if name not in MEMBERS:
-            raise ConfigurationError(unknown("logger", name, MEMBERS))
-    each = [MEMBERS[name](folder, None, epochs) for name in names]
+        if name not in (*MEMBERS, *trackers.MEMBERS):
+            raise ConfigurationError(unknown("logger", name, [*MEMBERS, *trackers.MEMBERS]))
+    run = trackers.Run(folder, settings or {}, step)
+    each = [MEMBERS[name](folder, None, epochs) if name in MEMBERS else tracked(name, run) for name in names]
 
     def all_of(kind: str) -> Callable[..., None]:
         def call(*news: Any) -> None:

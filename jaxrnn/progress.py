@@ -21,7 +21,7 @@ from jaxrnn.checkpoints import Checkpoint, storing
 from jaxrnn.errors import ArtefactError, BusyError, NumericalError, StorageError
 from jaxrnn.group import Group
 from jaxrnn.loggers import Logger
-from jaxrnn.settings import Settings, plain
+from jaxrnn.settings import Settings, dotted
 
 FREE = {"dataset", "device", "logger", "log_every_steps", "experiment", "checkpoint", "on_nonfinite", "nonfinite_limit"}
 FREE |= {"resume", "resume_step", "resume_allow", "dry_run", "plots", "flow"}  # the dataset's rows are compared: "data"
@@ -42,10 +42,7 @@ class Opened(NamedTuple):
 
 def fingerprint(settings: Settings, group: Group) -> dict[str, Any]:
     """Everything that decides the arithmetic, by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in plain(settings).items():
-        if key not in FREE:
-            flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    flat = {key: value for key, value in dotted(settings).items() if key.partition(".")[0] not in FREE}
     flat.pop("unroll.kernel", None)  # what became of it is "loops"
     flat["loops"] = group.loops
     versions = {name: devices.version(name) for name in ("jax", "jaxlib")}

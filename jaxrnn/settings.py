@@ -319,3 +319,11 @@ def plain(settings: Settings) -> dict[str, Any]:
         elif f.name not in ("overrides", "directory"):
             tree[f.name] = list(value) if isinstance(value, tuple) else value
     return tree
+
+
+def dotted(settings: Settings) -> dict[str, Any]:
+    """The same by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in plain(settings).items():
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat

@@ -18,7 +18,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxrnn import command, devices, group, history, job, launchers, processes, progress, report, results, runs
+from jaxrnn import (
+    command,
+    devices,
+    group,
+    history,
+    job,
+    launchers,
+    processes,
+    progress,
+    report,
+    results,
+    runs,
+    trackers,
+)
 from jaxrnn.errors import ArtefactError, BusyError, ConfigurationError, MemoryExceeded, too_large
 from jaxrnn.group import Group
 from jaxrnn.job import Halt
@@ -100,7 +113,9 @@ class Runner:
         new = (not (self.folder / str(task.number)).exists() for task in tasks)
         self.new = Counter(key for key, counted in zip(keys, new, strict=True) if counted)
         rank = {key: n for n, key in enumerate(self.jobs)}  # one group after the other, however jobs mix them
-        self.launch([task for _, task in sorted(zip(keys, tasks, strict=True), key=lambda pair: rank[pair[0]])], ended)
+        ordered = [task for _, task in sorted(zip(keys, tasks, strict=True), key=lambda pair: rank[pair[0]])]
+        with trackers.sweep(self.folder, {name for task in tasks for name in task.settings.logger}):
+            self.launch(ordered, ended)
         return [found[number] for number, _ in jobs]
 
     def write(self) -> None:

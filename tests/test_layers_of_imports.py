@@ -18,7 +18,7 @@ LAYER = {
     **dict.fromkeys(["population", "vmapped", "widths", "stack", "at_work"], LEARNING),
     **dict.fromkeys(["insight", "flow", "attribution", "gradients", "monitor"], LEARNING),
     **dict.fromkeys(["config", "text", "orders", "data", "runs", "checkpoints", "packing"], WORLD),
-    **dict.fromkeys(["history", "loggers", "plots", "baselines", "metrics", "sweeps"], WORLD),
+    **dict.fromkeys(["history", "loggers", "trackers", "plots", "baselines", "metrics", "sweeps"], WORLD),
     **dict.fromkeys(["settings", "vocabulary", "devices", "artefact", "foreign"], WORLD),
     **dict.fromkeys(["steptable", "picture", "page", "behaviour", "document", "reportpage"], WORLD),
     **dict.fromkeys(["results", "space", "choosing"], WORLD),
