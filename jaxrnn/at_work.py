@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 LONG = 0.05  # seconds of a turn
@@ -95,8 +95,9 @@ class AtWork:
             self.turns[answer] = time.monotonic()
             answer.give(result)
         if not self._watching and (self.members or self.others):
-            self._watching = True
-            threading.Thread(target=self._watch, name="turns", daemon=True).start()
+            with suppress(RuntimeError):  # no more threads here: turns end when they are done
+                threading.Thread(target=self._watch, name="turns", daemon=True).start()
+                self._watching = True
 
     def _watch(self) -> None:
         """End turns that are too long, as long as somebody waits."""

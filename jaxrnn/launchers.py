@@ -10,8 +10,9 @@ Launchers that are installed for Hydra itself are in `processes`.
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from jaxrnn import command, devices, foreign
@@ -52,10 +53,10 @@ def basic(tasks: Sequence[Task], ended: Ended) -> None:
             raise outcome.error
 
 
-def population(tasks: Sequence[Task], ended: Ended, members: int | Callable[[Settings], int] = 1) -> None:
+def population(tasks: Sequence[Task], ended: Ended, members: int | Callable[[Sequence[Task]], int] = 1) -> None:
     """A polite stop is heard by every running job, which saves itself; those that wait do not start.
 
-    `members`: how many train at once in one program, or what finds that out from the settings of the first.
+    `members`: how many train at once in one program, or what finds that out.
     """
     if not tasks:
         return
@@ -65,25 +66,41 @@ def population(tasks: Sequence[Task], ended: Ended, members: int | Callable[[Set
         os.environ.setdefault("PJRT_NPROC", "1")
     stop: KeyboardInterrupt | None = None
     with command.put_off() as arrived:
-        together = min(members(tasks[0].settings) if callable(members) else members, len(tasks))
+        together = min(members(tasks) if callable(members) else members, len(tasks))
         if stop := arrived():
             raise stop
         threads = together + together // SHARE_WRITING if together > 1 else devices.cores()
+        done: SimpleQueue[Future[Outcome]] = SimpleQueue()
         with ThreadPoolExecutor(threads + WRITING) as pool:
-            left: set[Future[Outcome]] = {pool.submit(task.run, lambda: stop) for task in tasks}
             try:
+                jobs = [pool.submit(task.run, lambda: stop) for task in tasks]
+                for job in jobs:
+                    job.add_done_callback(done.put)
+                left = len(jobs)
                 while left:
-                    done, left = wait(left, ASKED_EVERY, FIRST_COMPLETED)
-                    if done:
-                        ended([future.result() for future in done])
+                    found = _taken(done)
+                    left -= len(found)
+                    if outcomes := [job.result() for job in found if not job.cancelled()]:
+                        ended(outcomes)
                     if stop is None and (stop := arrived()):
-                        left = {future for future in left if not future.cancel()}
+                        for job in jobs:
+                            job.cancel()
             except BaseException as error:
                 stop = error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     if stop:
         raise stop
+
+
+def _taken(done: SimpleQueue) -> list[Any]:
+    """All that is there; what comes first is waited for, ASKED_EVERY seconds at most."""
+    found = []
+    with suppress(Empty):
+        found.append(done.get(timeout=ASKED_EVERY))
+        while True:
+            found.append(done.get_nowait())
+    return found
 
 
 OURS = {"basic": basic, "population": population}

@@ -63,6 +63,7 @@ class Population:
         self.stack = Stack()
         self._door = threading.Condition()
         self._members: set[Place] = set()
+        self._absent: set[Place] = set()  # of these: not waited for until they call
         self._calls: list[Call] = []  # that wait, of members
         self._visits: list[Call] = []
         self._came = self._visited = 0.0  # when the last member came or left, when the last visit did
@@ -88,6 +89,7 @@ class Population:
             finally:
                 with self._door:
                     self._members.discard(place)
+                    self._absent.discard(place)
                     if not self._members:
                         self.stack.clear()  # room for another group
                     self._changed()
@@ -123,6 +125,7 @@ class Population:
         call = Call(name, place, arguments, like, Answer())
         with self._door:
             if place:
+                self._absent.discard(place)
                 self._calls.append(call)
                 self._changed()
             else:
@@ -134,8 +137,12 @@ class Population:
     def _changed(self) -> None:
         """A member came, called or left; with the door held."""
         self._came = time.monotonic()
-        if len(self._calls) == len(self._members):
+        if self._complete():
             self._wake()
+
+    def _complete(self) -> bool:
+        """Has everybody called who is waited for."""
+        return len(self._calls) == len(self._members) - len(self._absent)
 
     def _wake(self) -> None:
         if self._conductor is None and (self._members or self._visits):
@@ -152,7 +159,8 @@ class Population:
                     if not (self._members or self._visits):
                         self._conductor = None
                         return
-                    self._door.wait(self._visit_seconds if self._visits else PATIENCE)
+                    patience = PATIENCE - (time.monotonic() - self._came) if self._calls else PATIENCE
+                    self._door.wait(max(0.0, self._visit_seconds if self._visits else patience))
                 chosen, members = set(calls), len(self._members)
                 self._calls = [call for call in self._calls if call not in chosen]
                 self._visits = [call for call in self._visits if call not in chosen]
@@ -171,7 +179,9 @@ class Population:
         now, found = time.monotonic(), []
         if self._visits and now - self._visited >= self._visit_seconds:
             found = self._visits
-        elif len(self._calls) == len(self._members) or now - self._came >= PATIENCE:
+        elif self._complete() or now - self._came >= PATIENCE:
+            if self._calls:
+                self._absent = self._members - {call.place for call in self._calls if call.place}
             found = [call for call in self._calls if call.name == "answers"] or self._calls
         return [call for call in found if call.like == found[0].like]
 

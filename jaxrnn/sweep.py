@@ -1,6 +1,6 @@
 """train -m: many jobs, one folder each. What is missing is run; one job that fails takes no others with it.
 
-    sweep.json   {"jobs": [{"job", "overrides", "status", "code"}]}
+    sweep.json   {"jobs": [{"job", "overrides", "status", "code", "reason" where it failed}]}
     <n>/         the run folder of job n
 
 Jobs that differ in numbers only are a group, read and compiled once (see `group`).
@@ -10,6 +10,7 @@ import importlib
 import math
 import sys
 import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,7 @@ from jaxrnn import (
     runs,
     trackers,
 )
-from jaxrnn.errors import ArtefactError, BusyError, ConfigurationError, MemoryExceeded, too_large
+from jaxrnn.errors import ArtefactError, BusyError, ConfigurationError, MemoryExceeded, too_large, unknown
 from jaxrnn.group import Group
 from jaxrnn.job import Halt
 from jaxrnn.launchers import Outcome, Room, Task, Turns
@@ -41,6 +42,7 @@ from jaxrnn.settings import Settings
 
 Watch = Callable[[int, dict[str, Any]], bool]  # takes a job's number and the record of an epoch; True prunes the job
 GROUPS_KEPT = 8  # ready for jobs that come later
+WRITTEN_EVERY = 1.0  # seconds: of thousands of jobs it is a large file
 
 
 class Runner:
@@ -80,17 +82,15 @@ class Runner:
         """How each job ended, in their order; BusyError where the folder holds another job of that number."""
         drawn = any(settings.plots == "auto" for _, settings in jobs)
         jobs = [(number, job.bare(settings)) for number, settings in jobs]
+        self.check(jobs, watch)
         found: dict[int, Outcome] = {}
         told = names(jobs, [entry.get("overrides") or [] for entry in self.entries.values()])
         for number, settings in jobs:
-            overrides = list(settings.overrides)
-            if known := self.entries.get(number):
-                if known.get("overrides") != overrides or settings.resume == "never":
-                    raise BusyError(f"{self.folder} already holds another job {number}: choose another folder")
-                if outcome := ended_before(self.folder, number):
-                    found[number] = outcome
-                    print(f"{told[number]}   {outcome.status} before, left alone", flush=True)
+            if number in self.entries and (outcome := ended_before(self.folder, number)):
+                found[number] = outcome
+                print(f"{told[number]}   {outcome.status} before, left alone", flush=True)
             status, code = (found[number].status, found[number].code) if number in found else ("waiting", None)
+            overrides = list(settings.overrides)
             self.entries[number] = {"job": number, "overrides": overrides, "status": status, "code": code}
         self.write()
 
@@ -98,15 +98,17 @@ class Runner:
             before = len(jobs) - len(found)
             for outcome in outcomes:
                 found[outcome.number] = outcome
-                self.entries[outcome.number].update(status=outcome.status, code=outcome.code)
-            self.write()
+                reason = {"reason": why(outcome)} if outcome.status == "failed" else {}
+                self.entries[outcome.number] |= {"status": outcome.status, "code": outcome.code, **reason}
+            if time.monotonic() - self.written >= WRITTEN_EVERY:
+                self.write()
             for outcome in outcomes:
                 tell(told[outcome.number], outcome)
+                lighten(outcome.error)
             if len(jobs) - len(found) <= self.room.cores < before:  # what `conclude` needs, while the last jobs compute
-                threading.Thread(target=_import, args=[["scipy.special", *(["matplotlib.figure"] * drawn)]]).start()
+                with suppress(RuntimeError):  # no more threads here: it is imported when it is needed
+                    threading.Thread(target=_import, args=[["scipy.special", *(["matplotlib.figure"] * drawn)]]).start()
 
-        if watch and isinstance(self.launch, processes.Processes):
-            raise ConfigurationError("jobs in other processes cannot be pruned: expected hydra/launcher=population")
         tasks = [Task(n, s, partial(self.one, n, s, watch)) for n, s in jobs if n not in found]
         keys = [group.key(task.settings) for task in tasks]
         self.jobs, self.turns = dict(Counter(keys)), Turns()
@@ -115,10 +117,25 @@ class Runner:
         rank = {key: n for n, key in enumerate(self.jobs)}  # one group after the other, however jobs mix them
         ordered = [task for _, task in sorted(zip(keys, tasks, strict=True), key=lambda pair: rank[pair[0]])]
         with trackers.sweep(self.folder, {name for task in tasks for name in task.settings.logger}):
-            self.launch(ordered, ended)
+            try:
+                self.launch(ordered, ended)
+            finally:
+                self.write()
         return [found[number] for number, _ in jobs]
 
+    def check(self, jobs: Sequence[tuple[int, Settings]], watch: Watch | None) -> None:
+        """Refuse what cannot be run here, before anything is changed."""
+        if watch and isinstance(self.launch, processes.Processes):
+            raise ConfigurationError("jobs in other processes cannot be pruned: expected hydra/launcher=population")
+        if len(dict(jobs)) < len(jobs):
+            raise ConfigurationError("expected jobs of different numbers")
+        for number, settings in jobs:
+            known = self.entries.get(number)
+            if known and (known.get("overrides") != list(settings.overrides) or settings.resume == "never"):
+                raise BusyError(f"{self.folder} already holds another job {number}: choose another folder")
+
     def write(self) -> None:
+        self.written = time.monotonic()
         runs.write_json(self.folder / "sweep.json", {"jobs": [self.entries[number] for number in sorted(self.entries)]})
 
     def one(self, number: int, settings: Settings, watch: Watch | None, halt: Halt | None) -> Outcome:
@@ -167,10 +184,12 @@ class Runner:
             with at_work.taken():
                 yield partial(closing, held)
 
-    def at_once(self, settings: Settings) -> int:
-        """How many jobs like this one may train at once in one program; 1 where it has one for itself."""
-        with suppress(Exception):  # the job will meet it again, and say so
-            return self.group(settings)[0].members
+    def at_once(self, tasks: Sequence[Task]) -> int:
+        """How many jobs of the first group that can be prepared may train at once in one program."""
+        firsts = {group.key(task.settings): task.settings for task in reversed(tasks)}
+        for settings in reversed(firsts.values()):
+            with suppress(Exception):  # its jobs will meet it again, and say so
+                return self.group(settings)[0].members
         return 1
 
     def group(self, settings: Settings) -> tuple[Group, int]:
@@ -185,7 +204,7 @@ class Runner:
                     del self.groups[oldest]
                     self.cores.pop(oldest, None)
                 self.groups[key] = made
-            made = self.groups[key]
+            made = self.groups[key] = self.groups.pop(key)  # the last that was used
             if made.population is not None:
                 made.population.widths.begin(min(made.members, self.jobs[key]))
                 made.known()
@@ -230,6 +249,10 @@ def opened(
     `members`: of launcher=population, how many jobs of a group train at once in one program. 1: each in its own, on a
     thread; None: 1 on a CPU, on an accelerator as many as its memory holds.
     """
+    if launcher not in launchers.OURS and not hydra:
+        raise ConfigurationError(unknown("launcher", launcher, launchers.OURS))
+    if members is not None and members < 1:
+        raise ConfigurationError(f"members={members}: expected at least 1")
     folder = Path(directory) if directory else runs.new_folder(experiment, prefix="sweep_")
     with runs.locked(folder):
         yield Runner(folder, launcher, hydra, config_dir, members)
@@ -285,8 +308,11 @@ def entries(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def ended_before(folder: Path, number: int) -> Outcome | None:
-    """The outcome of a job that has ended, None where there is something left to do."""
-    summary = progress.summary(folder / str(number))
+    """The outcome of a job that has ended, None where there is something left to do, or to find fault with."""
+    try:
+        summary = progress.summary(folder / str(number))
+    except ArtefactError:  # which the job itself will meet
+        return None
     ended = summary.get("status") in ("completed", "pruned")
     return Outcome(number, summary["status"], 0, summary) if ended else None
 
@@ -298,17 +324,31 @@ def names(jobs: Sequence[tuple[int, Settings]], others: Sequence[Sequence[str]] 
     return {n: f"job {n}: " + " ".join(line for line in s.overrides if line not in common) for n, s in jobs}
 
 
+def lighten(error: BaseException | None) -> None:
+    """Let go of the frames that an error was raised in: they hold all that the job had in memory."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
 def tell(name: str, outcome: Outcome) -> None:
     """The line of a job that has ended."""
     summary, error = outcome.summary, outcome.error
-    if error is None:
+    if outcome.status in ("completed", "pruned"):
         accuracy = (f"{split} {summary[split]['accuracy']:.4f}" for split in ("valid", "test") if split in summary)
         pruned = "   pruned" if outcome.status == "pruned" else ""
         print(f"{name}   {'   '.join(accuracy)}   {summary['seconds']:.1f} s{pruned}", flush=True)
         return
     print(f"{name}   {outcome.status}", flush=True)
-    if outcome.code == 1:
+    if outcome.code == 1 and error:
         traceback.print_exception(error)
     if outcome.status == "failed":
-        told = str(error) if outcome.code != 1 else traceback.format_exception_only(error)[-1].strip()
-        print(f"job {outcome.number}: {told.splitlines()[-1]}", file=sys.stderr, flush=True)
+        print(f"job {outcome.number}: {why(outcome)}", file=sys.stderr, flush=True)
+
+
+def why(outcome: Outcome) -> str:
+    """A job failed, in a line."""
+    error = outcome.error
+    bug = outcome.code == 1 and error is not None
+    told = traceback.format_exception_only(error)[-1] if bug else str(error)
+    return (told.strip().splitlines() or [repr(error)])[-1]

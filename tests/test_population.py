@@ -419,6 +419,35 @@ def test_a_slow_member_is_not_waited_for_without_end(monkeypatch):
         same(f"s/{number}", line)
 
 
+def test_patience_with_a_slow_member_is_lost_once(monkeypatch):
+    """Not at every call: until it is back the others do not wait for it."""
+    monkeypatch.setattr(population, "PATIENCE", 0.3)
+    over, lost = threading.Event(), []
+
+    class Door(threading.Condition):
+        def wait(self, timeout=None):
+            come = super().wait(timeout)
+            lost.append(not come and not over.is_set() and timeout > 0.01)
+            return come
+
+    def watch(number, record):
+        if number == 0 and record["epoch"] == 2:
+            over.wait(DEADLOCK)
+        elif number == 1 and record["epoch"] == 30:
+            over.set()
+        return False
+
+    create = population.Population.__init__
+
+    def created(self, *arguments):
+        create(self, *arguments)
+        self._door = Door()
+
+    monkeypatch.setattr(population.Population, "__init__", created)
+    assert ended(swept([["seed=0", "epochs=3"], ["seed=1", "epochs=30"]], 2, watch)) == [("completed", 0)] * 2
+    assert 1 <= sum(lost) < 10
+
+
 def test_a_narrower_program_that_does_not_compile_is_said_and_left_out(monkeypatch, capsys, met, prompt):
     begun = vmapped.begun
 
@@ -493,6 +522,18 @@ def test_few_are_at_work_at_a_time_and_those_that_train_come_first(monkeypatch):
     go[1].set()
     threads[1].join(DEADLOCK)
     assert sorted(order[:4]) == [2, 3, 4, 5] and order[4:] == [0, 1] and not few.turns
+
+
+def test_turns_go_round_where_no_thread_can_watch_them(monkeypatch):
+    def no_more(thread):
+        raise RuntimeError("can't start new thread")
+
+    few = at_work.AtWork(1)
+    with few.taken(), monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_more)
+        answer = at_work.Answer()
+        few.give(answer, 3, few.members)
+    assert answer.wait() == 3 and not few._watching
 
 
 def test_turns_that_wait_for_something_else_hold_nobody_up():

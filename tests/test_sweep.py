@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from jaxrnn import command, config, devices, foreign, group, job, launchers, planning, progress, runs, sweep, train
+from jaxrnn.errors import BusyError, ConfigurationError
 
 TINY = ["hidden_size=8", "input.size=4", "batch_size=16", "epochs=3", "dataset.train_rows=64"]
 TINY += ["dataset.valid_rows=20", "dataset.test_rows=30", "patience=1"]
@@ -231,3 +232,95 @@ def test_jobs_at_work_divide_the_cores_among_their_threads(monkeypatch):
     with room.taken(1), room.taken(1), room.taken(2):
         pass
     assert limits == [4, 2, 1, 2, 4, 4]
+
+
+def test_a_damaged_summary_is_met_by_its_job_alone(capsys):
+    line = ["-m", *TINY, "seed=0,1,2", "hydra.sweep.dir=s"]
+    assert call(*line, capsys=capsys)[0] == 0
+    Path("s/1/summary.json").write_bytes(Path("s/1/summary.json").read_bytes()[:20])
+    shutil.rmtree("s/2")
+    code, _, err = call(*line, capsys=capsys)
+    assert code == 5 and jobs("s") == [(0, "completed", 0), (1, "failed", 5), (2, "completed", 0)]
+    (reason,) = [entry["reason"] for entry in runs.read_json(Path("s/sweep.json"))["jobs"] if "reason" in entry]
+    assert "summary.json is not JSON" in reason and f"job 1: {reason}" in err
+
+
+def test_a_job_that_was_stopped_in_another_process_is_said(capsys):
+    sweep.tell("job 3: seed=3", launchers.Outcome(3, "stopped", 143, {}))
+    assert capsys.readouterr().out == "job 3: seed=3   stopped\n"
+
+
+def test_errors_of_jobs_hold_nothing_of_what_was_in_memory():
+    seen = []
+    fails = config.compose([*TINY, *(word.replace("1e+38,0.01", "1e+38") for word in FAILS), "plots=never"])
+    with sweep.opened("s", "basic") as runner:
+        outcomes = runner.run([(0, fails)])
+    error = outcomes[0].error
+    while error is not None:
+        seen.append(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    assert outcomes[0].code == 4 and set(seen) == {None}
+
+
+def test_what_cannot_be_run_is_refused_before_anything_is_changed():
+    one, other = (config.compose([*TINY, f"seed={seed}", "plots=never"]) for seed in (0, 1))
+    with sweep.opened("s", "basic") as runner:
+        runner.run([(0, one)])
+        before = Path("s/sweep.json").read_bytes()
+        with pytest.raises(BusyError, match="another job 0"):
+            runner.run([(5, other), (0, other)])
+        with pytest.raises(ConfigurationError, match="different numbers"):
+            runner.run([(7, one), (7, other)])
+        assert set(runner.entries) == {0} and Path("s/sweep.json").read_bytes() == before
+    for wrong in ({"launcher": "populatoin"}, {"launcher": "population", "members": 0}):
+        says = r"populatoin.*did you mean 'population'|members=0"
+        with pytest.raises(ConfigurationError, match=says), sweep.opened("t", **wrong):
+            pass
+    assert not Path("t").exists()
+
+
+def test_sweep_json_of_many_jobs_is_written_now_and_then(monkeypatch):
+    monkeypatch.setattr(sweep, "WRITTEN_EVERY", 1e9)
+    written, write = [], runs.write_json
+    monkeypatch.setattr(runs, "write_json", lambda path, value: (written.append(path.name), write(path, value)))
+    with sweep.opened("s", "population") as runner:
+        runner.run([(n, config.compose([*TINY, f"seed={n}"])) for n in range(4)])
+    assert written.count("sweep.json") == 2 and jobs("s") == [(n, "completed", 0) for n in range(4)]
+
+
+def test_the_group_that_was_not_used_for_longest_makes_room(monkeypatch):
+    monkeypatch.setattr(sweep, "GROUPS_KEPT", 2)
+    prepare, made = group.prepare, []
+    monkeypatch.setattr(
+        group, "prepare", lambda settings, *more: (made.append(settings.hidden_size), prepare(settings, *more))[1]
+    )
+    sizes = [3, 4, 3, 5, 3, 4]
+    with sweep.opened("s", "basic") as runner:
+        for number, size in enumerate(sizes):
+            runner.run([(number, config.compose([*TINY, f"hidden_size={size}", "epochs=1", "unroll.kernel=never"]))])
+    assert made == [3, 4, 5, 4]
+
+
+def test_where_there_are_no_more_threads_the_sweep_ends_in_order(monkeypatch):
+    start, begun, told = threading.Thread.start, [], []
+
+    def few(thread):
+        if "ThreadPoolExecutor" in thread.name:
+            if begun:
+                raise RuntimeError("can't start new thread")
+            begun.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", few)
+    monkeypatch.setattr(devices, "cores", lambda: 2)
+
+    def run(halt):
+        while halt() is None:
+            time.sleep(0.01)
+        told.append(halt())
+        return launchers.Outcome(0, "stopped", 130, {})
+
+    tasks = [launchers.Task(number, None, run) for number in range(4)]
+    with pytest.raises(RuntimeError, match="new thread"):
+        launchers.population(tasks, told.extend)
+    assert len(told) == 1 and isinstance(told[0], KeyboardInterrupt)
