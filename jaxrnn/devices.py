@@ -156,9 +156,10 @@ def free_memory(device: Any) -> int | None:
         return held["bytes_limit"] - held["bytes_in_use"] if {"bytes_limit", "bytes_in_use"} <= held.keys() else None
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return None
+    return max(0, int(min(memory_granted(), free)))
 
 
 def cores() -> int:
@@ -173,13 +174,31 @@ def granted(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/
     with suppress(OSError, ValueError):  # no such group, or "max"
         time, period = (int((groups / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
         found += [time / period] if time > 0 else []
-    lines = own.read_text().splitlines() if own.is_file() else []
-    inner = Path(next((line[3:] for line in lines if line.startswith("0::")), "/").lstrip("/"))
-    for folder in (inner, *inner.parents):
+    for folder in _control_groups(groups, own):
         with suppress(OSError, ValueError):
-            time, period = map(int, (groups / folder / "cpu.max").read_text().split())
+            time, period = map(int, (folder / "cpu.max").read_text().split())
             found.append(time / period)
     return min(found)
+
+
+def memory_granted(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """Bytes that control groups (cgroup v2, v1) would still give this process, file caches aside; may be infinite."""
+    found = [math.inf]
+    names = dict.fromkeys(_control_groups(groups, own), ("memory.max", "memory.current", "inactive_file"))
+    names[groups / "memory"] = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+    for folder, (most, used, cache) in names.items():
+        with suppress(OSError, ValueError):  # no such group, or "max"
+            given, taken = (int((folder / name).read_text()) for name in (most, used))
+            held = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            found.append(given - taken + int(held.get(cache, 0)))
+    return min(found)
+
+
+def _control_groups(groups: Path, own: Path) -> list[Path]:
+    """The folders of the groups (v2) that this process is in, innermost first."""
+    lines = own.read_text().splitlines() if own.is_file() else []
+    inner = Path(next((line[3:] for line in lines if line.startswith("0::")), "/").lstrip("/"))
+    return [groups / folder for folder in (inner, *inner.parents)]
 
 
 class Core:

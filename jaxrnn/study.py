@@ -188,6 +188,9 @@ class Study:
             if key not in held.params:
                 trial._suggest(key, kind)
         trial.set_user_attr(OWNER, self.owner)
+        first = sweep.ended_before(self.runner.folder, held.number * self.seeds)
+        if first and first.status == "pruned":  # and so are the seeds that have not begun
+            self.pruned.add(held.number)
         return trial
 
     def _queue_if_left(self, held: FrozenTrial, folder: Path) -> None:

@@ -415,6 +415,25 @@ def test_a_container_may_grant_less_than_its_cores(tmp_path):
     assert devices.granted() > 0
 
 
+def test_memory_is_no_more_than_control_groups_grant(tmp_path, monkeypatch):
+    own, deep = tmp_path / "own", tmp_path / "a" / "b"
+    deep.mkdir(parents=True)
+    own.write_text("0::/a/b\n")
+    assert devices.memory_granted(tmp_path, own) == math.inf
+    for folder, most in ((deep, "max"), (deep.parent, 1000)):
+        for name, text in (("max", most), ("current", 700), ("stat", "anon 500\ninactive_file 200")):
+            (folder / f"memory.{name}").write_text(f"{text}\n")
+    assert devices.memory_granted(tmp_path, own) == 500
+    (tmp_path / "memory").mkdir()
+    for name, text in (("limit_in_bytes", 300), ("usage_in_bytes", 400), ("stat", "total_inactive_file 50")):
+        (tmp_path / "memory" / f"memory.{name}").write_text(f"{text}\n")
+    assert devices.memory_granted(tmp_path, own) == -50
+    device = jax.devices("cpu")[0]
+    for granted, expected in ((-50, 0), (4096, 4096)):
+        monkeypatch.setattr(devices, "memory_granted", lambda granted=granted: granted)
+        assert devices.free_memory(device) == expected
+
+
 def test_cores_are_no_more_than_granted(monkeypatch):
     for time, expected in ((0.5, 1), (1.0, 1), (math.inf, devices.cores())):
         monkeypatch.setattr(devices, "granted", lambda time=time: time)

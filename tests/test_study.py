@@ -18,7 +18,7 @@ import pytest
 optuna = pytest.importorskip("optuna", reason="needs the extra [sweeps]")
 sqlalchemy = pytest.importorskip("sqlalchemy", reason="needs the extra [sweeps]")
 
-from jaxrnn import choosing, command, planning, runs, space, study, sweep, train  # noqa: E402
+from jaxrnn import choosing, command, planning, runs, space, sweep, train  # noqa: E402
 from jaxrnn.errors import ConfigurationError, NumericalError, StorageError  # noqa: E402
 from jaxrnn.launchers import Outcome  # noqa: E402
 
@@ -263,6 +263,17 @@ def test_a_bad_trial_is_pruned_by_its_first_seed(quick):
     assert len(runner.ran) == 8
 
 
+def test_that_a_trial_was_pruned_outlives_the_process(quick):
+    how = ["optimizer.learning_rate=0.012,0.011,0.01,0.0001"]
+    how += options(sampler="grid", n_trials=4, startup_trials=2, seeds=2)
+    quick(*how, *options(warmup_epochs=0), dies_at=7)  # between the seeds of the last trial
+    assert held().trials[3].state == STATES.RUNNING
+    Path("s/6").mkdir()
+    Path("s/6/summary.json").write_text('{"status": "pruned"}')
+    quick(*how, *options(warmup_epochs=99))
+    assert held().trials[3].state == STATES.PRUNED
+
+
 @pytest.mark.slow
 def test_warmup_epochs_are_not_pruned_and_hyperband_prunes_too(quick, tmp_path, monkeypatch):
     rates = "optimizer.learning_rate=0.012,0.011,0.01,0.0001"
@@ -342,15 +353,20 @@ def test_trials_of_a_dead_process_are_run_again_once_and_of_a_living_one_not(qui
 
 
 def test_one_trial_too_many_is_given_back(quick, monkeypatch):
-    how = [RATES, *options(n_trials=3, pruner="none", storage="study.log")]
-    whole = study._counts
-    monkeypatch.setattr(study, "_counts", lambda trial: whole(trial) and trial.number < 2)  # as seen before the others
-    quick(*how, dies_at=3)
-    monkeypatch.setattr(study, "_counts", whole)
-    code, _ = quick(*how)
-    assert code == 0
+    """Another process asks for the last one between the count and the asking here."""
+    ask, others = optuna.study.Study.ask, []
+
+    def second(self, space):
+        if len(self.get_trials(deepcopy=False)) == 2 and not others:
+            others.append(ask(self, space))
+            self.tell(others[0], 0.5)
+        return ask(self, space)
+
+    monkeypatch.setattr(optuna.study.Study, "ask", second)
+    code, runner = quick(RATES, *options(n_trials=3, pruner="none", storage="study.log"))
+    assert code == 0 and len(runner.ran) == 2
     states = [(trial.state.name, choosing.SURPLUS in trial.user_attrs) for trial in held("study.log").trials]
-    assert [state for state, surplus in states if not surplus].count("COMPLETE") >= 3
+    assert states == [("COMPLETE", False)] * 3 + [("FAIL", True)]
 
 
 @pytest.mark.parametrize("place", ["sqlite:////nosuch/dir/study.db", "/nosuch/dir/study.log"])
