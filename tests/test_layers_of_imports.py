@@ -18,12 +18,12 @@ LAYER = {
     **dict.fromkeys(["population", "vmapped", "widths", "stack", "at_work"], LEARNING),
     **dict.fromkeys(["insight", "flow", "attribution", "gradients", "monitor"], LEARNING),
     **dict.fromkeys(["config", "text", "orders", "data", "runs", "checkpoints", "packing"], WORLD),
-    **dict.fromkeys(["history", "loggers", "trackers", "plots", "baselines", "metrics", "sweeps"], WORLD),
+    **dict.fromkeys(["history", "loggers", "trackers", "plots", "baselines", "metrics"], WORLD),
     **dict.fromkeys(["settings", "vocabulary", "devices", "artefact", "foreign"], WORLD),
     **dict.fromkeys(["steptable", "picture", "page", "behaviour", "document", "reportpage"], WORLD),
     **dict.fromkeys(["results", "space", "choosing"], WORLD),
     "planning": WORLD,
-    **dict.fromkeys(["train", "evaluate", "predict", "explain", "report", "export", "doctor"], COMMANDS),
+    **dict.fromkeys(["train", "evaluate", "predict", "explain", "report"], COMMANDS),
     "front_door": "the front door",
     **dict.fromkeys(["command", "usage", "progress", "outline", "flowlog", "paired"], COMMANDS),
     **dict.fromkeys(["job", "group", "sweep", "launchers", "processes", "study"], COMMANDS),
@@ -111,6 +111,10 @@ def test_imports_point_down(path):
     found = [(line, name, layer_of(name)) for name, line in ours(path)]
     wrong = [f"line {line}: {name} ({layer})" for line, name, layer in found if layer not in {None, *allowed}]
     assert not wrong, f"{name_of(path)} is {here} and may import {sorted(allowed)} only: {wrong}"
+
+
+def test_every_module_has_its_layer_and_no_other_has():
+    assert set(LAYER) - {"front_door"} == {name_of(path).split(".")[0] for path in FILES} - {"__init__"}
 
 
 def test_world_and_learning_never_meet_below_the_commands():
