@@ -132,7 +132,8 @@ def as_csv(ranked: Ranking) -> str:
     lines.writerow(["rank", *keys, "valid_accuracy", "test_accuracy", "valid_loss", "best_epoch", "seconds",
                     "status", "reason", "run"])  # fmt: skip
     for place, run in every:
-        told = [run.values.get(key, results.ABSENT) for key in keys]
+        known = run.known
+        told = [known.get(key, results.ABSENT) for key in keys]
         lines.writerow([place, *told, run.valid, run.test, run.valid_loss, run.best_epoch, run.seconds,
                         run.status, run.reason, run.folder])  # fmt: skip
     return out.getvalue()

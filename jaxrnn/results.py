@@ -1,8 +1,8 @@
 """Many runs as they recorded themselves, and their ranking: by validation accuracy, never by that of the test.
 
-A configuration is what the overrides of a run say, its seed left out; the runs of a configuration repeat it with other
-seeds. Only overrides.json, summary.json and sweep.json are read, and only as a stranger's: every run's folder may be
-damaged, and one in a sweep that is does not take the others with it.
+A configuration is what the settings of a run were, its seed left out; the runs of a configuration repeat it with other
+seeds. Only config.yaml, overrides.json, summary.json and sweep.json are read, and only as a stranger's: every run's
+folder may be damaged, and one in a sweep that is does not take the others with it.
 """
 
 import glob
@@ -19,7 +19,11 @@ from jaxrnn import metrics, runs
 from jaxrnn.errors import ArtefactError, ConfigurationError, unknown
 
 SEED = "seed"
-ABSENT = "(default)"  # the value of a key that a run was not told
+ABSENT = "(default)"  # the value of a key that a run has no record of
+# settings that decide no number of a run: they part runs only where they were typed
+SILENT = {"logger", "log_every_steps", "plots", "flow.every_steps", "experiment", "dry_run"}
+SILENT |= {"checkpoint.every_steps", "checkpoint.every_seconds", "checkpoint.keep"}
+SILENT |= {"resume", "resume_step", "resume_allow"}
 MOST_RUNS, MOST_OVERRIDES = 100_000, 1_000
 # what a job that did not complete may be called: by its summary, by the sweep's record, or by what is missing
 ENDS = ("failed", "damaged", "stopped", "unfinished", "waiting", "pruned")
@@ -38,10 +42,16 @@ class Run(NamedTuple):
     valid_loss: float | None = None
     best_epoch: int | None = None
     seconds: float | None = None
+    settings: Mapping[str, str] = {}  # all of them, as config.yaml records them; none where there is no record
+
+    @property
+    def known(self) -> dict[str, str]:
+        """Key -> value of all settings; of a run without record, of what it was told."""
+        return {**self.values, **self.settings}
 
     @property
     def values(self) -> dict[str, str]:
-        """Key -> value, as written; of a key given twice the last."""
+        """Key -> value of what it was told, as written; of a key given twice the last."""
         return {key: value for key, _, value in (line.lstrip("+").partition("=") for line in self.overrides)}
 
     @property
@@ -90,7 +100,7 @@ class Ranking(NamedTuple):
     @property
     def mixed(self) -> bool:
         """Are runs on several data sets ranked together."""
-        return len({run.values.get("dataset") for row in self.configurations for run in row.runs}) > 1
+        return len({run.known.get("dataset") for row in self.configurations for run in row.runs}) > 1
 
 
 def collect(paths: Sequence[str]) -> list[Run]:
@@ -139,14 +149,15 @@ def read(folder: Path, planned: Sequence[str] | None = None) -> Run:
     recorded = _read(folder / "overrides.json", None)
     told = next((lines for lines in (recorded, summary.get("overrides"), planned) if lines is not None), [])
     overrides = _overrides(told, folder / "overrides.json")
+    settings = {key: _shown(value) for key, value in itertools.islice(runs.settings(folder).items(), MOST_OVERRIDES)}
     status = summary.get("status", "unfinished")
     if status == "completed":
-        return _completed(folder, overrides, summary)
+        return _completed(folder, overrides, summary)._replace(settings=settings)
     error = summary.get("error")
     if status not in ENDS or not isinstance(error, dict | None):
         raise ArtefactError(f"{folder / 'summary.json'}: expected a status and an error as train writes them")
     reason = f"exit {error.get('code')}: {error.get('message')}"[:400] if error else ""
-    return Run(folder, overrides, status, reason.partition("\n")[0])
+    return Run(folder, overrides, status, reason.partition("\n")[0], settings=settings)
 
 
 def _read(path: Path, missing: Any) -> Any:
@@ -162,6 +173,10 @@ def _overrides(lines: Any, path: Path) -> tuple[str, ...]:
     ):
         raise ArtefactError(f"{path}: expected at most {MOST_OVERRIDES:,} printable lines, as in cell=gru")
     return tuple(lines)
+
+
+def _shown(text: str) -> str:
+    return "".join(c if _printable(c) else "\ufffd" for c in text)
 
 
 def _printable(character: str) -> bool:
@@ -213,20 +228,28 @@ def ranking(found: Sequence[Run], by: Sequence[str] | None = None) -> Ranking:
     """Configurations by their mean validation accuracy, then validation loss.
 
     The keys are those whose values differ, the seed left out, or `by`: runs that share the values of those are then
-    one row, whatever else differs. ConfigurationError for a key in `by` that no run was told.
+    one row, whatever else differs. A key that no run was told is one only if the others do not tell the runs apart.
+    ConfigurationError for a key in `by` that no run has.
     """
     found = _pruned_wholly(found)
     completed = [run for run in found if run.status == "completed"]
-    values = {id(run): run.values for run in found}
-    known = list(dict.fromkeys(itertools.chain.from_iterable(values.values())))
+    values = {id(run): run.known for run in found}
+    told = list(dict.fromkeys(itertools.chain.from_iterable(run.values for run in found)))
+    known = dict.fromkeys([*told, *itertools.chain.from_iterable(values.values())])
     for key in by or ():
         if key not in known:
-            raise ConfigurationError(unknown("key", key, known))
+            raise ConfigurationError(unknown("key", key, told))
 
     def part(run: Run, keys: Sequence[str]) -> tuple[str, ...]:
         return tuple(values[id(run)].get(key, ABSENT) for key in keys)
 
-    varied = [key for key in known if key != SEED and len({part(run, [key]) for run in completed}) > 1]
+    def parts(keys: Sequence[str]) -> set[tuple[str, ...]]:
+        return {part(run, keys) for run in completed}
+
+    varied = [key for key in told if key != SEED and len(parts([key])) > 1]
+    for key in [key for key in known if key not in {SEED, *told, *SILENT}]:
+        if len(parts([key]) - {(ABSENT,)}) > 1 and len(parts([*varied, key])) > len(parts(varied)):
+            varied.append(key)
     keys = tuple(dict.fromkeys(by)) if by else tuple(varied)
     last = {part(run, [*varied, SEED]): run for run in completed}
     counted = {id(run) for run in last.values()}
@@ -243,13 +266,13 @@ def ranking(found: Sequence[Run], by: Sequence[str] | None = None) -> Ranking:
 def _pruned_wholly(found: Sequence[Run]) -> list[Run]:
     """Of a configuration with a pruned run no seed counts: those that were let through would flatter it."""
 
-    def told(run: Run) -> frozenset[tuple[str, str]]:
-        return frozenset(pair for pair in run.values.items() if pair[0] != SEED)
+    def of(run: Run) -> frozenset[tuple[str, str]]:
+        return frozenset(pair for pair in run.known.items() if pair[0] not in {SEED, *SILENT})
 
-    pruned = {told(run) for run in found if run.status == "pruned"}
+    pruned = {of(run) for run in found if run.status == "pruned"}
     return [
         run._replace(status="pruned", reason="another seed of it was")
-        if run.status == "completed" and told(run) in pruned
+        if run.status == "completed" and of(run) in pruned
         else run
         for run in found
     ]

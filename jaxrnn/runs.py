@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import socket
 import time
@@ -36,6 +37,7 @@ from jaxrnn.errors import ArtefactError, BusyError, StorageError
 from jaxrnn.packing import Piece, arrays, packed
 
 ROOT = Path("runs")
+SETTING = re.compile(r"( {2})?(\w+):(?: (.*))?")  # a line of config.yaml, perhaps one below another
 SEAL = "# sha256 of what stands above: "
 LARGEST_CONFIG = 1 << 20  # bytes
 HELD = 0.05  # seconds that a line may wait for others
@@ -179,14 +181,38 @@ def sealed(text: str) -> str:
     return f"{text}{SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
-def check_config(run: Path) -> None:
-    """ArtefactError where config.yaml, if there is one, is not the file that was recorded. It is never parsed."""
+def check_config(run: Path) -> str:
+    """The text of config.yaml, none where there is no such file; ArtefactError where it is not what was recorded."""
     path = run / "config.yaml"
     if not os.path.lexists(path):
-        return
+        return ""
     text, _, seal = read_file(path, LARGEST_CONFIG).rpartition(SEAL.encode())
     if seal != f"{hashlib.sha256(text).hexdigest()}\n".encode():
         raise ArtefactError(f"{path} is not the file that was recorded: bring that one back, or take it away")
+    return text.decode(errors="replace")
+
+
+def settings(run: Path) -> dict[str, str]:
+    """The settings that config.yaml records, as text by dotted key, a member's name by that of its group.
+
+    Read line by line, as `config.to_yaml` writes them, and never parsed: {"cell": "gru", "checkpoint.keep": "2", ...}.
+    """
+    found: dict[str, list[str]] = {}
+    key = group = ""
+    for line in check_config(run).split("\n"):
+        if part := SETTING.fullmatch(line):
+            inner, name, value = part.groups("")
+            group = group if inner else name
+            key = f"{group}.{name}" if inner and name != "name" else group
+            found[key] = [value] if value else []
+        elif key and line:  # of a list, or of a text that is longer than a line
+            found[key].append(line.strip())
+    return {key: _joined(lines) for key, lines in found.items() if lines}
+
+
+def _joined(lines: list[str]) -> str:
+    items = all(line.startswith("- ") for line in lines)
+    return "[" + ",".join(line[2:] for line in lines) + "]" if items else " ".join(lines)
 
 
 class Saved(NamedTuple):

@@ -8,7 +8,7 @@ import shlex
 
 import pytest
 
-from jaxrnn import command, config, job, report, reportpage, results
+from jaxrnn import command, config, job, report, reportpage, results, runs
 from jaxrnn.errors import ArtefactError, ConfigurationError
 
 
@@ -22,6 +22,14 @@ def made(folder, overrides, valid=0.5, test=0.5, *, status="completed", **more):
         summary |= {"best_epoch": 3}
     if status:
         (folder / "summary.json").write_text(json.dumps(summary | more))
+    return folder
+
+
+def recorded(folder, overrides, *measured, **more):
+    """The same with the record of all settings, as train writes it."""
+    settings = config.compose(overrides)
+    made(folder, overrides, *measured, **more)
+    (folder / "config.yaml").write_text(runs.sealed(config.to_yaml(settings)))
     return folder
 
 
@@ -113,6 +121,43 @@ def test_values_that_a_run_was_not_told_are_its_defaults(tmp_path):
     ranked = results.ranking(found)
     assert ranked.keys == ("cell",)
     assert {row.values["cell"] for row in ranked.configurations} == {"lstm", "(default)"}
+
+
+def test_runs_are_compared_by_what_they_were_not_by_the_words_typed(tmp_path):
+    lines = [["cell=vanilla"], ["seed=0"], ["seed=1", "hidden_size=64", "plots=auto"], ["cell=gru", "seed=0"]]
+    found = [results.read(recorded(tmp_path / str(n), line)) for n, line in enumerate(lines)]
+    ranked = results.ranking(found)
+    assert ranked.keys == ("cell",)
+    assert {row.values["cell"]: len(row.runs) for row in ranked.configurations} == {"vanilla": 2, "gru": 1}
+    assert [run.folder.name for run in ranked.repeated] == ["0"]
+    assert {line["cell"]: line["seed"] for line in csv.DictReader(report.as_csv(ranked).splitlines())} == {
+        "vanilla": "0", "gru": "0"}  # fmt: skip
+    assert {row.values["hidden_size"] for row in results.ranking(found, ["hidden_size"]).configurations} == {"64"}
+    assert {row.values["layers"] for row in results.ranking(found, ["layers"]).configurations} == {"1"}
+
+
+def test_what_nobody_typed_parts_runs_too_unless_it_decides_nothing(tmp_path):
+    for number, (size, plots) in enumerate(((8, "auto"), (8, "never"), (16, "auto"))):
+        folder = recorded(tmp_path / str(number), [f"hidden_size={size}", f"plots={plots}", f"seed={number}"])
+        (folder / "overrides.json").write_text(json.dumps(["experiment=mine", f"seed={number}"]))
+    ranked = results.ranking(results.collect([str(tmp_path / "*")]))
+    assert [(row.values, len(row.runs)) for row in ranked.configurations] == [
+        ({"hidden_size": "8"}, 2), ({"hidden_size": "16"}, 1)]  # fmt: skip
+
+
+def test_a_record_is_read_by_lines_and_never_as_yaml(tmp_path):
+    line = ["experiment=slides", "dataset.texts=['a b','c: d']", "dataset.answers=[1,0]", "cell=gru", "patience=null"]
+    found = results.read(recorded(tmp_path / "a", line)).settings
+    told = {key: found[key] for key in ("cell", "experiment", "patience", "tokenizer.end", "logger")}
+    assert list(told.values()) == ["gru", "slides", "null", "true", "[console,jsonl]"]
+    assert found["dataset.texts"] == "[a b,'c: d']" and "optimizer.name" not in found and "flow" not in found
+    path = " ".join(["a word"] * 40)
+    found = results.read(recorded(tmp_path / "b", ["dataset=files", f"dataset.path='{path}'"])).settings
+    assert (found["dataset"], found["dataset.path"], found["seed"]) == ("files", path, "0")
+    strange = "cell:\n  name: \u202eurg\n" + "".join(f"a{n}: 1\n" for n in range(9999))
+    write(tmp_path / "b" / "config.yaml", runs.sealed(strange))
+    found = results.read(tmp_path / "b").settings
+    assert found["cell"] == "\ufffdurg" and len(found) == results.MOST_OVERRIDES
 
 
 def test_the_same_configuration_and_seed_counts_once(tmp_path, capsys):
@@ -216,6 +261,7 @@ DAMAGE = {
     "an escape code": (lambda run: write(run / "overrides.json", ["cell=\x1b[31m"]), "printable lines"),
     "a reversal of text": (lambda run: write(run / "overrides.json", ["cell=\u202eurg"]), "printable lines"),
     "a million overrides": (lambda run: write(run / "overrides.json", ["a=1"] * 10**6), "printable lines"),
+    "another record": (lambda run: write(run / "config.yaml", "seed: 0\n"), "is not the file that was recorded"),
     "a pipe": (lambda run: (os.unlink(run / "summary.json"), os.mkfifo(run / "summary.json")), "not a file"),
     "a sweep of nothing": (lambda run: write(run / "sweep.json", {}), "list of at most"),
     "a sweep of no jobs": (lambda run: write(run / "sweep.json", {"jobs": []}), "no runs"),
