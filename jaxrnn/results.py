@@ -24,6 +24,7 @@ ABSENT = "(default)"  # the value of a key that a run has no record of
 SILENT = {"logger", "log_every_steps", "plots", "flow.every_steps", "experiment", "dry_run"}
 SILENT |= {"checkpoint.every_steps", "checkpoint.every_seconds", "checkpoint.keep"}
 SILENT |= {"resume", "resume_step", "resume_allow"}
+DATA = ("dataset", "dataset.path", "dataset.valid_path", "dataset.test_path", "dataset.texts")  # what was measured on
 MOST_RUNS, MOST_OVERRIDES = 100_000, 1_000
 # what a job that did not complete may be called: by its summary, by the sweep's record, or by what is missing
 ENDS = ("failed", "damaged", "stopped", "unfinished", "waiting", "pruned")
@@ -100,7 +101,8 @@ class Ranking(NamedTuple):
     @property
     def mixed(self) -> bool:
         """Are runs on several data sets ranked together."""
-        return len({run.known.get("dataset") for row in self.configurations for run in row.runs}) > 1
+        known = (run.known for row in self.configurations for run in row.runs)
+        return len({tuple(map(held.get, DATA)) for held in known}) > 1
 
 
 def collect(paths: Sequence[str]) -> list[Run]:
@@ -228,8 +230,8 @@ def ranking(found: Sequence[Run], by: Sequence[str] | None = None) -> Ranking:
     """Configurations by their mean validation accuracy, then validation loss.
 
     The keys are those whose values differ, the seed left out, or `by`: runs that share the values of those are then
-    one row, whatever else differs. A key that no run was told is one only if the others do not tell the runs apart.
-    ConfigurationError for a key in `by` that no run has.
+    one row, whatever else differs but the data. A key that no run was told is one only if the others do not tell the
+    runs apart. ConfigurationError for a key in `by` that no run has.
     """
     found = _pruned_wholly(found)
     completed = [run for run in found if run.status == "completed"]
@@ -250,7 +252,7 @@ def ranking(found: Sequence[Run], by: Sequence[str] | None = None) -> Ranking:
     for key in [key for key in known if key not in {SEED, *told, *SILENT}]:
         if len(parts([key]) - {(ABSENT,)}) > 1 and len(parts([*varied, key])) > len(parts(varied)):
             varied.append(key)
-    keys = tuple(dict.fromkeys(by)) if by else tuple(varied)
+    keys = tuple(dict.fromkeys([*by, *(key for key in DATA if len(parts([key])) > 1)] if by else varied))
     last = {part(run, [*varied, SEED]): run for run in completed}
     counted = {id(run) for run in last.values()}
     repeated = [run for run in completed if id(run) not in counted]

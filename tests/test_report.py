@@ -186,6 +186,21 @@ def test_by_pools_what_else_differs(tmp_path, capsys):
     assert (code, "did you mean 'cell'" in err) == (2, True)
 
 
+def test_runs_of_different_data_are_never_in_one_row(tmp_path, capsys):
+    data = (["dataset=sst2"], ["dataset=files", "dataset.path=a.tsv"], ["dataset=files", "dataset.path=b.tsv"], [])
+    for number, words in enumerate(data):
+        for size in (8, 16):
+            made(tmp_path / f"{number}-{size}", [*words, "cell=gru", f"hidden_size={size}"])
+    code, out, _ = call(tmp_path / "*", "--by", "cell", "--json", capsys=capsys)
+    found = json.loads(out)
+    assert (code, found["keys"]) == (0, ["cell", "dataset", "dataset.path"])
+    assert [len(row["runs"]) for row in found["configurations"]] == [2, 2, 2, 2]
+    _, out, _ = call(tmp_path / "1*", tmp_path / "2*", "--by", "cell", capsys=capsys)
+    assert "the rows are of different data sets" in out
+    _, out, _ = call(tmp_path / "1*", "--by", "cell", "--json", capsys=capsys)
+    assert json.loads(out)["keys"] == ["cell"]
+
+
 def test_the_command_is_quoted_for_a_shell(tmp_path):
     overrides = ["dataset.path=my file.tsv; rm -rf $HOME", "cell=gru", "input.vectors='it`s'"]
     run = results.read(made(tmp_path / "a", overrides))
