@@ -152,7 +152,7 @@ def composed(loader: Any, given: Sequence[str]) -> Composed:
     return Composed(config, overrides, default)
 
 
-def checked(loader: Any, found: Composed) -> Settings:
+def checked(loader: Any, found: Composed, config_dir: str | None = None) -> Settings:
     """The settings, or a ConfigurationError for what is not allowed."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -175,6 +175,7 @@ def checked(loader: Any, found: Composed) -> Settings:
         experiment=choices.get("experiment") or "default",
         overrides=tuple(hydra.overrides.task),
         directory=str(hydra.run.dir) if explicit else None,
+        config_dir=config_dir,
     )
     for name in settings.logger:
         trackers.check(name)
@@ -188,7 +189,7 @@ def compose(overrides: Sequence[str], *, config_dir: str | None = None) -> Setti
     0.01
     """
     with opened(config_dir) as loader:
-        settings = checked(loader, composed(loader, overrides))
+        settings = checked(loader, composed(loader, overrides), config_dir)
     for group in ("hydra/launcher", "hydra/sweeper"):
         if any(line.startswith(f"{group}=") for line in overrides):
             raise ConfigurationError(f"{group} says who chooses or runs the jobs of a sweep: add -m")

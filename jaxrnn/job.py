@@ -95,6 +95,7 @@ def run(
         finally:
             if not finished:
                 summary |= {"seconds": time.perf_counter() - began, "overrides": list(settings.overrides)}
+                summary |= {"config_dir": settings.config_dir} if settings.config_dir else {}
                 try:
                     runs.write_json(folder / "summary.json", summary)
                 except StorageError:

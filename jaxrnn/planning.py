@@ -63,7 +63,7 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan 
             elif key != "hydra.run.dir" and not _launches(key):
                 choices.append([Value(line)])
         (launcher, members), jobs, refused = example.launcher, [], []
-        for number, made in enumerate(settings(loader, itertools.product(*choices), known)):
+        for number, made in enumerate(settings(loader, itertools.product(*choices), known, config_dir)):
             if not isinstance(made, Settings):
                 refused.append(f"job {number} ({' '.join(made[0])}): {made[1]}")
             elif why := trains_alone(made, members):
@@ -138,7 +138,7 @@ Known = dict[tuple[str, ...], config.Composed | ConfigurationError]  # words, a 
 
 
 def settings(
-    loader: Any, jobs: Iterable[Sequence[Value]], known: Known | None = None
+    loader: Any, jobs: Iterable[Sequence[Value]], known: Known | None = None, config_dir: str | None = None
 ) -> Iterator[Settings | tuple[list[str], ConfigurationError]]:
     """The settings of each job in turn; for one that is refused its words, and why. `known` is kept between calls."""
     from omegaconf import OmegaConf
@@ -159,7 +159,7 @@ def settings(
             for key, number in numbers.items():
                 OmegaConf.update(found.config, key, number)
             ours = dict(zip(found.overrides[len(found.overrides) - len(lines) :], lines, strict=True))
-            made = config.checked(loader, found)
+            made = config.checked(loader, found, config_dir)
             yield dataclasses.replace(made, overrides=tuple(ours.get(line, line) for line in made.overrides))
         except ConfigurationError as error:
             yield lines, error

@@ -44,6 +44,7 @@ class Run(NamedTuple):
     best_epoch: int | None = None
     seconds: float | None = None
     settings: Mapping[str, str] = {}  # all of them, as config.yaml records them; none where there is no record
+    config_dir: str | None = None  # that it was told
 
     @property
     def known(self) -> dict[str, str]:
@@ -58,7 +59,8 @@ class Run(NamedTuple):
     @property
     def command(self) -> str:
         """What trains it again, quoted for a shell."""
-        return shlex.join(["python", "-m", "jaxrnn.train", *self.overrides])
+        own = ["--config-dir", self.config_dir] if self.config_dir else []
+        return shlex.join(["python", "-m", "jaxrnn.train", *own, *self.overrides])
 
 
 class Mean(NamedTuple):
@@ -152,9 +154,11 @@ def read(folder: Path, planned: Sequence[str] | None = None) -> Run:
     told = next((lines for lines in (recorded, summary.get("overrides"), planned) if lines is not None), [])
     overrides = _overrides(told, folder / "overrides.json")
     settings = {key: _shown(value) for key, value in itertools.islice(runs.settings(folder).items(), MOST_OVERRIDES)}
-    status = summary.get("status", "unfinished")
+    config_dir, status = summary.get("config_dir"), summary.get("status", "unfinished")
+    if config_dir is not None:
+        _overrides([config_dir], folder / "summary.json")
     if status == "completed":
-        return _completed(folder, overrides, summary)._replace(settings=settings)
+        return _completed(folder, overrides, summary)._replace(settings=settings, config_dir=config_dir)
     error = summary.get("error")
     if status not in ENDS or not isinstance(error, dict | None):
         raise ArtefactError(f"{folder / 'summary.json'}: expected a status and an error as train writes them")

@@ -129,6 +129,8 @@ RANGES: dict[str, dict[str, Allowed]] = {
 }
 
 CHECKPOINT = {"every_steps": or_null(whole(1)), "every_seconds": or_null(_POSITIVE), "keep": whole(1)}
+
+
 def _read_period(value):
     return value if value == "auto" else whole(0).read(value)
 
@@ -220,6 +222,7 @@ class Settings:
     experiment: str = dataclasses.field(default="default")
     overrides: tuple[str, ...] = ()
     directory: str | None = None
+    config_dir: str | None = None  # --config-dir, as it was given
 
 
 GROUPS = tuple(f.name for f in dataclasses.fields(Settings) if f.type is Member)
@@ -316,7 +319,7 @@ def plain(settings: Settings) -> dict[str, Any]:
         value = getattr(settings, f.name)
         if f.name in GROUPS:
             tree[f.name] = {"name": value.name, **value.settings}
-        elif f.name not in ("overrides", "directory"):
+        elif f.name not in ("overrides", "directory", "config_dir"):
             tree[f.name] = list(value) if isinstance(value, tuple) else value
     return tree
 

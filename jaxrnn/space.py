@@ -97,7 +97,7 @@ def search(overrides: Sequence[str], *, config_dir: str | None = None) -> Iterat
         def compose(chosen: Sequence[Value]) -> Settings:
             keys = {value.key for value in chosen}
             rest = [Value(line) for line in fixed if line.partition("=")[0] not in keys]
-            (made,) = planning.settings(loader, [[*rest, *chosen]], known)
+            (made,) = planning.settings(loader, [[*rest, *chosen]], known, config_dir)
             if not isinstance(made, Settings):
                 raise made[1]
             if why := planning.trains_alone(made, members):

@@ -184,7 +184,7 @@ def test_help_and_refusals_do_without_jax(line):
 
 
 def test_every_field_is_a_key_or_a_group():
-    own = {"experiment", "overrides", "directory"}
+    own = {"experiment", "overrides", "directory", "config_dir"}
     hints = typing.get_type_hints(settings.Settings)
     assert set(hints) - own == {*settings.KEYS, *settings.GROUPS, "logger", "initializer", "flow", "checkpoint"}
 

@@ -8,7 +8,7 @@ import shlex
 
 import pytest
 
-from jaxrnn import command, config, job, report, reportpage, results, runs
+from jaxrnn import command, config, job, planning, report, reportpage, results, runs
 from jaxrnn.errors import ArtefactError, ConfigurationError
 
 
@@ -205,6 +205,19 @@ def test_the_command_is_quoted_for_a_shell(tmp_path):
     overrides = ["dataset.path=my file.tsv; rm -rf $HOME", "cell=gru", "input.vectors='it`s'"]
     run = results.read(made(tmp_path / "a", overrides))
     assert shlex.split(run.command) == ["python", "-m", "jaxrnn.train", *overrides]
+
+
+def test_the_command_names_the_folder_of_ones_own_members(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my own" / "cell").mkdir(parents=True)
+    (tmp_path / "my own" / "cell" / "mine.yaml").write_text("name: gru\n")
+    words = ["cell=mine", "seed=0,1"]
+    for found in (config.compose(words[:1], config_dir="my own"), planning.planned(words, config_dir="my own").jobs[1]):
+        assert found.config_dir == "my own" and "config_dir" not in config.to_yaml(found)
+    run = results.read(made(tmp_path / "a", ["cell=mine"], config_dir="my own"))
+    assert run.command == "python -m jaxrnn.train --config-dir 'my own' cell=mine"
+    code, _, err = call(made(tmp_path / "b", [], config_dir="\x1b[31m"), capsys=capsys)
+    assert (code, "printable" in err) == (5, True)
 
 
 def test_csv_has_a_line_for_every_run(sweep, tmp_path, capsys):

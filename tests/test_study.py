@@ -152,7 +152,7 @@ class Quick:
 
     def __init__(self, folder, launcher="basic", fails=None, dies_at=None, epochs=3):
         self.folder, self.fails, self.dies_at, self.epochs = Path(folder), fails, dies_at, epochs
-        self.ran = []
+        self.ran, self.told = [], set()
 
     def run(self, jobs, watch=None):
         outcomes = []
@@ -161,6 +161,7 @@ class Quick:
                 raise KeyboardInterrupt
             rate = settings.optimizer.learning_rate
             self.ran.append((number, rate, settings.seed))
+            self.told.add(settings.config_dir)
             value = 0.9 - abs(math.log10(rate) + 2) / 5 + settings.seed / 100
             status = "completed"
             for epoch in range(1, self.epochs + 1):
@@ -423,6 +424,7 @@ def test_a_yaml_of_the_users_may_hold_the_search(tmp_path, quick):
     record = held().user_attrs["jaxrnn"]
     assert list(record["space"]) == ["optimizer.learning_rate"]
     assert "layers=2" in record["fixed"] and "hidden_size=4" in record["fixed"]
+    assert runner.told == {str(tmp_path / "mine")}
 
 
 def processes(count, *arguments):
