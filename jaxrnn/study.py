@@ -51,9 +51,9 @@ def run(plan: Search) -> int:
         return 0
     with ExitStack() as stack:
         named = options["storage"] and stack.enter_context(choosing.opened(options["storage"]))
-        runner = stack.enter_context(
-            sweep.opened(plan.directory, plan.launcher, plan.example.experiment, members=plan.members)
-        )
+        shown = [*plan.space, *(["seed"] if options["seeds"] > 1 else [])]
+        where = plan.directory, plan.launcher, plan.example.experiment
+        runner = stack.enter_context(sweep.opened(*where, members=plan.members, shown=shown))
         place = options["storage"] or f"sqlite:///{runner.folder / 'study.db'}"
         storage = named or stack.enter_context(choosing.opened(place))
         with choosing.refusals(place):

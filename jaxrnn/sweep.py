@@ -64,8 +64,9 @@ class Runner:
         hydra: Sequence[str] = (),
         config_dir: str | None = None,
         members: int | None = None,
+        shown: Sequence[str] = (),
     ):
-        self.folder = folder
+        self.folder, self.shown = folder, shown  # keys that a job is called by; none: by what differs
         self.members = members if launcher == "population" else 1  # of a group at once in one program; None: as it pays
         self.launch = launchers.OURS.get(launcher) or processes.Processes(folder, hydra, config_dir)
         if self.members != 1:
@@ -84,7 +85,7 @@ class Runner:
         jobs = [(number, job.bare(settings)) for number, settings in jobs]
         self.check(jobs, watch)
         found: dict[int, Outcome] = {}
-        told = names(jobs, [entry.get("overrides") or [] for entry in self.entries.values()])
+        told = names(jobs, [entry.get("overrides") or [] for entry in self.entries.values()], self.shown)
         for number, settings in jobs:
             if number in self.entries and (outcome := ended_before(self.folder, number)):
                 found[number] = outcome
@@ -242,12 +243,14 @@ def opened(
     hydra: Sequence[str] = (),
     config_dir: str | None = None,
     members: int | None = None,
+    shown: Sequence[str] = (),
 ) -> Iterator[Runner]:
     """A Runner in that folder, or in a new one below runs/<experiment>/, of which nobody else is the writer.
 
     `hydra`: the words about a launcher that is not ours, as "hydra/launcher=joblib", "hydra.launcher.n_jobs=2".
     `members`: of launcher=population, how many jobs of a group train at once in one program. 1: each in its own, on a
-    thread; None: 1 on a CPU, on an accelerator as many as its memory holds.
+    thread; None: 1 on a CPU, on an accelerator as many as its memory holds. `shown`: the keys whose values are said of
+    a job in the lines about it; none: those that are not the same for all.
     """
     if launcher not in launchers.OURS and not hydra:
         raise ConfigurationError(unknown("launcher", launcher, launchers.OURS))
@@ -255,7 +258,7 @@ def opened(
         raise ConfigurationError(f"members={members}: expected at least 1")
     folder = Path(directory) if directory else runs.new_folder(experiment, prefix="sweep_")
     with runs.locked(folder):
-        yield Runner(folder, launcher, hydra, config_dir, members)
+        yield Runner(folder, launcher, hydra, config_dir, members, shown)
 
 
 def sweep(plan: Plan) -> int:
@@ -317,8 +320,16 @@ def ended_before(folder: Path, number: int) -> Outcome | None:
     return Outcome(number, summary["status"], 0, summary) if ended else None
 
 
-def names(jobs: Sequence[tuple[int, Settings]], others: Sequence[Sequence[str]] = ()) -> dict[int, str]:
-    """How each job is called in the lines about it: by its number and what is not the same for all, others included."""
+def names(
+    jobs: Sequence[tuple[int, Settings]], others: Sequence[Sequence[str]] = (), shown: Sequence[str] = ()
+) -> dict[int, str]:
+    """How each job is called in the lines about it: by its number and what is not the same for all, others included.
+
+    Where `shown` says which keys, by these.
+    """
+    if shown:
+        own = ((n, (line for line in s.overrides if line.partition("=")[0] in shown)) for n, s in jobs)
+        return {n: f"job {n}: {' '.join(lines)}" for n, lines in own}
     every = [set(lines) for lines in (*others, *(settings.overrides for _, settings in jobs))]
     common = set.intersection(*every) if len(every) > 1 else set()
     return {n: f"job {n}: " + " ".join(line for line in s.overrides if line not in common) for n, s in jobs}

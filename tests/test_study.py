@@ -308,6 +308,17 @@ def test_a_dry_run_tells_the_space_and_makes_nothing(tmp_path, capsys):
     assert "nothing was made" in out[-1]
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_every_job_of_a_study_is_called_by_what_was_chosen_for_it(seeds, capsys):
+    fixed = [*TINY, "epochs=1", "optimizer.learning_rate=0.01,0.02", "hydra.sweep.dir=s"]
+    code, out, _ = call(*fixed, *options(sampler="grid", seeds=seeds), capsys=capsys)
+    named = [line.partition("   ")[0] for line in out if line.startswith("job ")]
+    rates = [json.loads(Path(f"s/{n}/overrides.json").read_text())[-1 if seeds == 1 else -2] for n in range(2 * seeds)]
+    assert code == 0 and sorted(set(rates)) == ["optimizer.learning_rate=0.01", "optimizer.learning_rate=0.02"]
+    seed = ["", ""] if seeds == 1 else [" seed=0", " seed=1"] * 2
+    assert named == [f"job {n}: {rate}{seed[n]}" for n, rate in enumerate(rates)]
+
+
 def test_nothing_but_failures_is_a_failure(quick):
     code, _ = quick(RATES, *options(n_trials=2), fails={0: 4, 1: 4})
     assert code == 4
