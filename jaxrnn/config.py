@@ -4,6 +4,7 @@ Only Hydra's `compose` is used, never its launcher: nothing is created on disk, 
 is an exception, not an exit. Hydra is imported late, since --help does without it.
 """
 
+import argparse
 import functools
 import os
 import re
@@ -199,15 +200,22 @@ def compose(overrides: Sequence[str], *, config_dir: str | None = None) -> Setti
 def show(arguments: Sequence[str]) -> int:
     """Hydra's own --cfg, --info, --hydra-help and tab completion. -> exit code."""
     import hydra
+    from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, where Hydra would print and exit with 1
+    parser = get_args_parser()
+    parser.exit_on_error = False
     given = sys.argv
-    sys.argv = [given[0], *arguments, *tuned(arguments)]  # what hydra.main reads
     try:
+        words, unknown_flags = parser.parse_known_intermixed_args(arguments)
+        if unknown_flags:
+            raise ConfigurationError(f"unknown arguments {' '.join(unknown_flags)}; see --help and --hydra-help")
+        flags = [word for word in arguments if word not in words.overrides]
+        sys.argv = [given[0], *flags, *tuned(words.overrides), *words.overrides]  # hydra.main wants flags first
         hydra.main(config_path=str(folder()), config_name="config", version_base=VERSION_BASE)(lambda _: None)()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, argparse.ArgumentError) as error:
         raise ConfigurationError(str(error).partition("\n")[0]) from error
     except SystemExit as stopped:
         return stopped.code if isinstance(stopped.code, int) else 0

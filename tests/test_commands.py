@@ -156,6 +156,9 @@ REFUSED = {
     "train -m cell=gru optimizer.learning_rate=1,oops": (2, "oops"),
     "train --experimental-rerun x.pickle": (2, "pickle"),
     "train --cfg job hiden_size=1": (2, "hiden_size"),
+    "train cell=gru --cfg": (2, "--cfg"),
+    "train cell=gru --cfg jobs": (2, "'jobs'"),
+    "train cell=gru --cfg job --nosuch": (2, "--nosuch"),
     "train dataset=files": (2, "dataset.path"),
     "train dataset=files dataset.path=nosuch.tsv": (3, "nosuch.tsv"),
     "train batch_size=15 device.count=2": (2, "batch_size=15"),
@@ -220,6 +223,8 @@ def test_cfg_prints_what_a_run_would_use(capsys):
     given = ["dataset=sst2", "cell=gru", "optimizer.learning_rate=0.5"]  # conf/tuned/sst2.yaml brings the rest
     code, out, err = call("train", "--cfg", "job", *given, capsys=capsys)
     assert (code, err) == (0, [])
+    for line in ([*given, "--cfg", "job"], [given[0], "--cfg=job", *given[1:]]):
+        assert call("train", *line, capsys=capsys) == (0, out, [])
     shown, used = yaml.safe_load("\n".join(out)), settings.plain(config.compose(given))
     assert shown["cell"]["name"] == "gru" and shown["optimizer"]["learning_rate"] == 0.5
     for key in ("head", "bidirectional", "hidden_size", "epochs", "dropout_rate", "optimizer", "input"):
