@@ -140,17 +140,24 @@ def composed(loader: Any, given: Sequence[str]) -> Composed:
 
     @functools.cache
     def default(group: str) -> Mapping[str, Any]:
-        from omegaconf import OmegaConf
-
         name = choices.get(group)
         if not isinstance(name, str) or name.startswith("["):
             raise ConfigurationError(f"{group}={name}: expected one of {', '.join(members(group))}")
-        for source in loader.get_sources():
-            if source.available() and source.is_config(f"{group}/{name}"):
-                return cast(dict, OmegaConf.to_container(source.load_config(f"{group}/{name}").config))
-        raise ConfigurationError(unknown(group, name, loader.get_group_options(group)))
+        if (found := _yaml(loader, group, name)) is None:
+            raise ConfigurationError(unknown(group, name, loader.get_group_options(group)))
+        return found
 
     return Composed(config, overrides, default)
+
+
+def _yaml(loader: Any, group: str, name: str) -> dict[str, Any] | None:
+    """A group's member as it stands, None where there is none of that name."""
+    from omegaconf import OmegaConf
+
+    for source in loader.get_sources():
+        if source.available() and source.is_config(f"{group}/{name}"):
+            return cast(dict, OmegaConf.to_container(source.load_config(f"{group}/{name}").config))
+    return None
 
 
 def checked(loader: Any, found: Composed, config_dir: str | None = None) -> Settings:
@@ -259,7 +266,8 @@ def refusal(error: BaseException, loader: Any, overrides: Sequence[str]) -> Conf
         line = re.findall(r"'([^']*=[^']*)'", first)
         return ConfigurationError(f"{' '.join(line[:1])}: several values need -m (a sweep); a list is written [a,b]")
     if found := re.match(r"Could not override '([^']*)'", first):
-        return schema.unknown_key(max([found[1], *_keys(error)], key=len), _known(loader, overrides))
+        key = max([found[1], *_keys(error)], key=len)
+        return schema.unknown_key(key, _known(loader, overrides), _owners(loader, key))
     if found := re.match(r"Multiple values for (\S+)\.", first):
         return ConfigurationError(f"+{found[1]}: the group is chosen already; change it without the +, as in cell=gru")
     if "Config group override must be" in first:
@@ -279,11 +287,23 @@ def _known(loader: Any, overrides: Sequence[str]) -> list[str]:
     """Every dotted key there is under the chosen members: what the command line without its values would compose."""
     from hydra import compose
 
-    groups = {*schema.GROUPS, "logger", "experiment"}
-    config = compose("config", overrides=[line for line in overrides if _chooses(line, groups)])
-    keys = []
+    groups = {*schema.GROUPS, "logger", "experiment", "hydra/launcher", "hydra/sweeper"}
+    lines = [line for line in overrides if _chooses(line, groups)]
+    config = compose("config", overrides=lines, return_hydra_config=True)
+    keys = [f"hydra.{part}.{key}" for part in ("launcher", "sweeper") for key in config.hydra[part] if key[0] != "_"]
     for key, value in config.items():
+        if key == "hydra":
+            continue
         keys.append(str(key))
         if hasattr(value, "keys") and key != "logger":
             keys.extend(f"{key!s}.{inner!s}" for inner in value)
     return keys
+
+
+def _owners(loader: Any, key: str) -> str:
+    """The members of the key's group that have it: "dataset=files" for dataset.path, "" for none."""
+    group, _, last = key.rpartition(".")
+    group = group.replace(".", "/")
+    names = loader.get_group_options(group) if group else []
+    held = [name for name in names if last in (_yaml(loader, group, name) or {})]
+    return f"{group}={' or '.join(held)}" if held else ""

@@ -231,14 +231,15 @@ _CHOSEN = (*GROUPS, "logger", "initializer", "flow", "checkpoint")
 INITIALIZED = ("recurrent", "input", "readout", "embedding")
 
 
-def unknown_key(key: str, known: Iterable[str]) -> ConfigurationError:
-    """The refusal of a key: its nearest match and, inside a group, the keys beside it."""
+def unknown_key(key: str, known: Iterable[str], owners: str = "") -> ConfigurationError:
+    """The refusal of a key: its nearest match, or who else has it, and, inside a group, the keys beside it."""
     names = list(known)
     group, _, last = key.rpartition(".")
     beside = [name.removeprefix(group + ".") for name in names if group and name.startswith(group + ".")]
     near = difflib.get_close_matches(last, beside, n=1) if beside else difflib.get_close_matches(key, names, n=1)
     where = f"{group}." if beside else ""
     hint = f"did you mean {where + near[0]!r}? " if near else ""
+    hint = f"{owners} has it; " if owners else hint
     listed = f"{group} has: {', '.join(beside)}" if beside else "every key: python -m jaxrnn.train --help"
     return ConfigurationError(f"unknown key {key!r}; {hint}{listed}")
 

@@ -18,6 +18,9 @@ REFUSED = {
     "hiden_size=64": ["hiden_size", "'hidden_size'"],
     "optimizer.learning_rat=1": ["optimizer.learning_rat", "'optimizer.learning_rate'"],
     "optimizer.lr=1": ["optimizer.lr", "optimizer has: name, learning_rate, weight_decay"],
+    "dataset.path=a.csv": ["'dataset.path'; dataset=files has it; dataset has: name, train_rows"],
+    "optimizer.momentum=0.9": ["optimizer=rmsprop or sgd has it"],
+    "input=one_hot input.size=3": ["input=embedding has it"],
     "+foo=1": ["'foo'"],
     "+optimizer.foo=1": ["optimizer.foo", "learning_rate"],
     "hidden_size.x=1": ["hidden_size.x"],
@@ -244,6 +247,8 @@ def test_a_thousand_jobs_are_composed_once_for_each_choice(monkeypatch):
         ("dropout_rate=interval(0,1)", "hydra/sweeper=optuna"),
         ("hydra.sweep.dir=here,there", "one value"),
         ("hydra/launcher=basic,population", "one value"),
+        ("hydra.launcher.members=2", "hydra/launcher=population has it"),
+        ("hydra.sweeper.n_trials=2", "hydra/sweeper=optuna has it"),
     ],
 )
 def test_a_sweep_over_nothing_or_an_unknown_key_is_refused(line, says):

@@ -163,6 +163,8 @@ def test_a_launcher_that_is_not_there_is_refused_with_what_to_install(capsys):
     assert code == 2 and "'population'" in told
     code, _, (told,) = call("-m", "seed=0,1", "hydra/launcher=population", "hydra.launcher.n_jobs=2", capsys=capsys)
     assert code == 2 and "hydra.launcher.n_jobs" in told
+    code, _, (told,) = call("-m", "seed=0,1", "hydra/launcher=population", "hydra.launcher.membrs=2", capsys=capsys)
+    assert code == 2 and "did you mean 'hydra.launcher.members'" in told
 
 
 @pytest.mark.slow
