@@ -16,16 +16,19 @@ from jaxrnn.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Allowed:
-    """What a value may be: `text` says it, `read` returns the value to use, or raises ValueError."""
+    """What a value may be: `text` says it, `read` returns the value to use, or raises ValueError; `names` are words."""
 
     text: str
     read: Callable[[Any], Any]
+    names: tuple[str, ...] = ()
 
     def check(self, key: str, value: Any) -> Any:
         try:
             return self.read(value)
         except (ValueError, TypeError):
-            raise ConfigurationError(f"{key}={value!r}: expected {self.text}") from None
+            near = difflib.get_close_matches(str(value), self.names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigurationError(f"{key}={value!r}: expected {self.text}{hint}") from None
 
 
 def _require(true: bool) -> None:
@@ -65,7 +68,7 @@ def one_of(*names: str) -> Allowed:
         _require(value in names)
         return value
 
-    return Allowed(" or ".join(names) if len(names) < 3 else "one of " + ", ".join(names), read)
+    return Allowed(" or ".join(names) if len(names) < 3 else "one of " + ", ".join(names), read, names)
 
 
 def _read_switch(value):

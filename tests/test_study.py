@@ -116,6 +116,7 @@ REFUSED = {
     "hidden_size=range(-3,9)": "hidden_size=-3",
     "cell=gru,lstmm": "did you mean 'lstm'",
     "cell=gru,lstm hydra.sweeper.sampler=bayes": "hydra.sweeper.sampler='bayes': expected one of tpe",
+    "cell=gru,lstm hydra.sweeper.sampler=tpee": "did you mean 'tpe'?",
     "cell=gru,lstm hydra.sweeper.trials=3": "trials",
     "cell=gru,lstm hydra.sweeper.n_trials=0": "n_trials=0",
     "cell=gru,lstm unroll=kernel hydra/launcher=population hydra.launcher.members=2": "train alone",
