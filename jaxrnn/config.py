@@ -9,7 +9,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -190,12 +190,27 @@ def checked(loader: Any, found: Composed, config_dir: str | None = None) -> Sett
     return settings
 
 
+PLACES = {  # keys of Hydra's that name a folder -> why they do not here, alone and with -m
+    "hydra.run.dir": ("", "it is the folder of one run: a sweep has hydra.sweep.dir=DIR"),
+    "hydra.sweep.dir": ("it is the folder of a sweep: expected hydra.run.dir=DIR, or -m", ""),
+    "hydra.sweep.subdir": ("it is of sweeps, and there job n is in the folder n",) * 2,
+}
+
+
+def check_places(lines: Iterable[str], multirun: bool) -> None:
+    """ConfigurationError for a word about a folder that would not be made."""
+    for line in lines:
+        if why := PLACES.get(line.partition("=")[0].lstrip("+"), ("", ""))[multirun]:
+            raise ConfigurationError(f"{line}: {why}")
+
+
 def compose(overrides: Sequence[str], *, config_dir: str | None = None) -> Settings:
     """The checked settings of one run.
 
     >>> compose(["cell=gru", "optimizer.learning_rate=0.01"]).optimizer.learning_rate
     0.01
     """
+    check_places(overrides, multirun=False)
     with opened(config_dir) as loader:
         settings = checked(loader, composed(loader, overrides), config_dir)
     for group in ("hydra/launcher", "hydra/sweeper"):

@@ -41,6 +41,7 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan 
 
     All of them are checked before any starts; the refusal has one line for each bad job.
     """
+    config.check_places(overrides, multirun=True)
     with config.opened(config_dir) as loader:
         found = parsed(loader, overrides)
         launching = [override.input_line for override in found if _launches(override.get_key_element())]
@@ -60,7 +61,7 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan 
                 choices.append(list(values(loader, override)))
                 if not choices[-1]:
                     raise ConfigurationError(f"{line}: expected at least one value to sweep over, found none")
-            elif key != "hydra.run.dir" and not _launches(key):
+            elif not _launches(key):
                 choices.append([Value(line)])
         (launcher, members), jobs, refused = example.launcher, [], []
         for number, made in enumerate(settings(loader, itertools.product(*choices), known, config_dir)):
@@ -93,7 +94,7 @@ def first(loader: Any, overrides: Sequence[Any], launching: Sequence[str]) -> tu
     job = []
     for override in overrides:
         key = override.get_key_element()
-        if _launches(key) or key in ("hydra.sweep.dir", "hydra.run.dir"):
+        if _launches(key) or key == "hydra.sweep.dir":
             continue
         if not override.is_sweep_override():
             job.append(Value(override.input_line))

@@ -157,8 +157,6 @@ def test_a_launcher_that_is_not_there_is_refused_with_what_to_install(capsys):
     )  # fmt: skip
     code, _, told = call("-m", "seed=0,1", "hydra/launcher=basic,population", "dry_run=true", capsys=capsys)
     assert code == 2 and "basic,population" in told[0] and not os.listdir()
-    code, *_ = call("-m", *TINY, "seed=0,1", "hydra.run.dir=${nope}", "dry_run=true", capsys=capsys)
-    assert code == 0  # a word about a run alone
     code, _, (told,) = call("-m", "seed=0,1", "hydra/launcher=populatoin", capsys=capsys)
     assert code == 2 and "'population'" in told
     code, _, (told,) = call("-m", "seed=0,1", "hydra/launcher=population", "hydra.launcher.n_jobs=2", capsys=capsys)
