@@ -25,6 +25,7 @@ import numpy as np
 from jaxrnn.errors import ArtefactError, StorageError
 from jaxrnn.packing import Piece, arrays, packed
 
+OF_A_RUN = "another place is hydra.run.dir=DIR"  # where a run cannot be written
 LARGEST_JSON = 64 << 20  # bytes of a JSON file that is worth parsing
 STEP = re.compile(r"step_(0|[1-9]\d{0,17})")
 COMPARED = 1 << 18  # bytes at a time, which stay in the cache of a core
@@ -44,8 +45,8 @@ class Checkpoint(NamedTuple):
 
 
 @contextmanager
-def storing(path: Path) -> Iterator[None]:
-    """OSError becomes StorageError: which path, why, how much room there is."""
+def storing(path: Path, elsewhere: str = OF_A_RUN) -> Iterator[None]:
+    """OSError becomes StorageError: which path, why, how much room there is, and `elsewhere`, what to do."""
     try:
         yield
     except OSError as error:
@@ -54,7 +55,7 @@ def storing(path: Path) -> Iterator[None]:
             held = next((p for p in (path, *path.parents) if p.exists()), Path())
             room = f"; {shutil.disk_usage(held).free:,} bytes are free there"
         why = error.strerror or str(error)
-        raise StorageError(f"cannot write {path}: {why}{room}; another place is hydra.run.dir=DIR") from error
+        raise StorageError(f"cannot write {path}: {why}{room}; {elsewhere}") from error
 
 
 def write_synced(path: Path, *pieces: Piece) -> None:

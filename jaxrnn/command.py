@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jaxrnn.errors import ConfigurationError, JaxrnnError, MemoryExceeded, StorageError
@@ -70,6 +71,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigurationError(f"{message}; see python -m jaxrnn.{self.prog.removeprefix('jaxrnn-')} --help")
+
+
+def check_outputs(*files: Path | None) -> None:
+    """ConfigurationError for a file that could not be made: asked before anything is computed for it."""
+    for file in filter(None, files):
+        if os.path.isdir(file):
+            raise ConfigurationError(f"cannot write {file}: it is a folder; expected a file")
+        if not os.path.isdir(file.parent):
+            raise ConfigurationError(f"cannot write {file}: no folder {file.parent}; expected one that is there")
 
 
 def code_of(stopped: KeyboardInterrupt) -> int:

@@ -216,6 +216,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--png", metavar="F", type=Path, help="write a picture")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto", help="default: auto")
     given = parser.parse_args(arguments)
+    command.check_outputs(given.html, given.png)
     devices.set_flags()
     trained = artefact.load(runs.find(given.run))
     import jax
@@ -231,14 +232,15 @@ def main(arguments: Sequence[str]) -> int:
     if given.html:
         from jaxrnn import page
 
-        with runs.storing(given.html):
-            given.html.parent.mkdir(parents=True, exist_ok=True)
+        with runs.storing(given.html, "name another file"):
             given.html.write_text(page.page(found), encoding="utf-8")
     if given.png:
         from jaxrnn import picture
 
         picture.picture(found, given.png)
     print(json.dumps(found, ensure_ascii=False, allow_nan=False) if given.json else steptable.tables(found))
+    for file in filter(None, (given.html, given.png)):
+        print(f"written to {file}", file=sys.stderr if given.json else sys.stdout)
     return 0
 
 

@@ -40,8 +40,7 @@ def picture(found: dict[str, Any], path: Path) -> Path:
     else:
         figure.text(0.012, 0.4, "The text has no words: this is the answer of a state that nothing has moved.",
                     fontsize=11, color=INK)  # fmt: skip
-    with storing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with storing(path, "name another file"):
         figure.savefig(path, format=path.suffix.lstrip(".").lower() if path.suffix in (".pdf", ".svg") else "png")
     return path
 

@@ -7,6 +7,7 @@ decides nothing. Two runs on the same test rows are compared row by row as well.
 import csv
 import io
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -144,11 +145,12 @@ def main(arguments: Sequence[str]) -> int:
     parser = command.Parser(prog="jaxrnn-report", description="One table over many runs, or a sweep.")
     parser.add_argument("paths", metavar="PATH", nargs="+", help="run folders, sweeps, globs of them, or latest")
     parser.add_argument("--by", metavar="KEY", nargs="+", help="rows by these keys; default: all that vary")
-    parser.add_argument("--csv", metavar="F", help="write one line per run")
-    parser.add_argument("--html", metavar="F", help="write a page with plots that needs no network")
+    parser.add_argument("--csv", metavar="F", type=Path, help="write one line per run")
+    parser.add_argument("--html", metavar="F", type=Path, help="write a page with plots that needs no network")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto", help="to compare two runs")
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     given = parser.parse_intermixed_args(arguments)
+    command.check_outputs(given.csv, given.html)
     every = results.collect(given.paths)
     ranked = results.ranking(every, given.by)
     if not ranked.configurations:
@@ -168,21 +170,19 @@ def main(arguments: Sequence[str]) -> int:
         print(json.dumps(found(ranked, compared), ensure_ascii=False))
     else:
         print(f"{text(ranked)}\n\n{pair}".rstrip())
+    contents = {}
     if given.csv:
-        _write(given.csv, as_csv(ranked))
+        contents[given.csv] = as_csv(ranked)
     if given.html:
         from jaxrnn import reportpage
 
-        _write(given.html, reportpage.page(ranked, pair))
+        contents[given.html] = reportpage.page(ranked, pair)
+    for file, content in contents.items():
+        runs.write(file, content, "name another file")
+        print(f"written to {file}", file=sys.stderr if given.json else sys.stdout)
     if refusal:
         raise refusal
     return 0
-
-
-def _write(file: str, content: str) -> None:
-    with runs.storing(Path(file)):
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-    runs.write(Path(file), content)
 
 
 def entry() -> None:

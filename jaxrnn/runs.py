@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrnn.checkpoints import (
+    OF_A_RUN,
     commit,
     parsed,
     plain_size,
@@ -156,10 +157,10 @@ def ends_line(path: Path, size: int) -> bool:
         return file.read(1) == b"\n"
 
 
-def write(path: Path, content: bytes | str) -> None:
+def write(path: Path, content: bytes | str, elsewhere: str = OF_A_RUN) -> None:
     """The whole file or none of it: written aside, synced, renamed."""
     aside = path.with_name(f"{path.name}.tmp-{secrets.token_hex(3)}")
-    with storing(path):
+    with storing(path, elsewhere):
         try:
             write_synced(aside, content.encode() if isinstance(content, str) else content)
             os.replace(aside, path)

@@ -105,6 +105,7 @@ def test_the_trace_of_the_slides_is_the_computation_by_hand(slides_run, capsys):
 def test_the_same_numbers_stand_in_the_tables_and_on_the_page(slides_run, capsys, tmp_path):
     code, out, _ = asked(capsys, slides_run, "i love cats", "--html", tmp_path / "x.html", "--png", tmp_path / "x.png")
     text = (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert out.endswith(f"\nwritten to {tmp_path}/x.html\nwritten to {tmp_path}/x.png\n")
     assert code == 0 and (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     for from_input, from_state, h, p, grad, delta in by_hand(0)[1:]:
         for vector in (from_input, from_state, h, delta):
@@ -199,6 +200,12 @@ def test_refusals(slides_run, capsys, tmp_path):
     assert asked(capsys, slides_run, "i", "--backward")[0] == 2
     assert asked(capsys, slides_run, "i", "--loud")[0] == 2
     assert asked(capsys, tmp_path / "nowhere", "i")[0] == 5
+    for flag in ("--html", "--png"):
+        code, out, error = asked(capsys, slides_run, "i", flag, tmp_path / "typo" / "p")
+        assert (code, out) == (2, "") and f"cannot write {tmp_path}/typo/p" in error
+        code, _, error = asked(capsys, slides_run, "i", flag, tmp_path / ("p" * 300))
+        assert code == 7 and error.endswith("name another file\n")
+    assert not (tmp_path / "typo").exists()
     with pytest.raises(ConfigurationError):
         explaining.main([str(slides_run)])
 

@@ -222,13 +222,26 @@ def test_the_command_names_the_folder_of_ones_own_members(tmp_path, capsys, monk
 
 def test_csv_has_a_line_for_every_run(sweep, tmp_path, capsys):
     made(tmp_path / "bad", ["cell=lstm", 'note="a,b\nc"'.replace("\n", " ")], status="failed")
-    code, _, _ = call(sweep, tmp_path / "bad", "--csv", tmp_path / "new" / "t.csv", capsys=capsys)
-    lines = list(csv.DictReader((tmp_path / "new" / "t.csv").read_text().splitlines()))
-    assert code == 0
+    code, out, _ = call(sweep, tmp_path / "bad", "--csv", tmp_path / "t.csv", capsys=capsys)
+    lines = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
+    assert code == 0 and out.endswith(f"\nwritten to {tmp_path}/t.csv\n")
     assert [line["rank"] for line in lines] == ["1"] * 3 + ["2"] * 3 + [""]
     assert [line["seed"] for line in lines[:3]] == ["2", "1", "0"]
     assert float(lines[0]["valid_accuracy"]) == 0.94
     assert (lines[-1]["status"], lines[-1]["cell"]) == ("failed", "lstm")
+
+
+@pytest.mark.parametrize("flag", ["--csv", "--html"])
+def test_a_file_is_written_where_a_folder_is_or_refused(flag, tmp_path, capsys):
+    run = made(tmp_path / "a", ["cell=gru"])
+    for place in (tmp_path / "typo" / "deep" / "x", run / "summary.json" / "x", run):
+        code, out, err = call(run, flag, place, capsys=capsys)
+        assert (code, out, len(err.splitlines())) == (2, "", 1) and f"cannot write {place}" in err
+    assert not (tmp_path / "typo").exists()
+    code, out, err = call(run, "--json", flag, tmp_path / "x", capsys=capsys)
+    assert (code, err) == (0, f"written to {tmp_path}/x\n") and json.loads(out)
+    code, _, err = call(run, flag, tmp_path / ("x" * 300), capsys=capsys)
+    assert code == 7 and err.endswith("name another file\n")
 
 
 def test_the_page_needs_no_network_and_escapes_everything(tmp_path, capsys):
