@@ -152,7 +152,7 @@ def told(record: dict[str, Any], settings: Mapping[str, Any]) -> str:
     if worst["verdict"] == "healthy":
         return ""
     steps, slope = len(worst["log_norms"]), worst["log_slope"]
-    factor = "nothing comes back" if slope is None else f"x {np.exp(slope):.3g} a step"
+    factor = "nothing comes" if slope is None else f"x {np.exp(slope):.3g} a step"
     keys = [line.rpartition(": ")[2] for line in flow.advice(worst["verdict"], settings, worst["saturation"])]
     where = f"layer {worst['layer']}, {worst['direction']}"
     found = f"gradient flow: {worst['verdict']}, {factor} back over {steps} steps ({where})"

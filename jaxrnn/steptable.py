@@ -162,12 +162,13 @@ def _vectors(steps) -> list[str]:
 
 def _flow(found) -> list[str]:
     flow = found["flow"]
-    slope = "nothing to fit" if flow["log_slope"] is None else f"{flow['log_slope']:+.4f} per step"
-    if flow["log_slope"] is not None:
-        slope += f", a factor of {power(flow['log_slope']):.4g}"
+    if (slope := flow["log_slope"]) is not None:
+        growth = f"ln |dh_T/dh_t| grows by {slope:+.4f} per step, a factor of {power(slope):.4g}"
+    else:
+        growth = "nothing comes back to the earlier steps" if len(found["steps"]) > 1 else "a single step"
     radius = "" if found["spectral_radius"] is None else f"; spectral radius of W_hh {found['spectral_radius']:.4f}"
     how = "" if flow["exact"] else " (from random directions: a lower bound)"
-    lines = ["", f"gradient flow: {flow['verdict']}; ln |dh_T/dh_t| grows by {slope}{how}{radius}"]
+    lines = ["", f"gradient flow: {flow['verdict']}; {growth}{how}{radius}"]
     return lines + [f"  {line}" for line in flow["advice"]]
 
 

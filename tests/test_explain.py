@@ -193,6 +193,15 @@ def test_ten_thousand_words_are_cut_as_in_training_and_stay_readable(slides_run,
     assert len(out.splitlines()) < 150 and (tmp_path / "x.html").stat().st_size < 500_000
 
 
+def test_a_text_of_one_step_and_a_gradient_that_ends_have_no_growth_rate(slides_run, tmp_path, capsys):
+    _, out, _ = asked(capsys, slides_run, "i")
+    assert "gradient flow: healthy; a single step; spectral radius" in out
+    dead = stored(tmp_path / "run", fill=lambda params: slides(params)._replace(
+        layers=(slides(params).layers[0]._replace(W_hh=np.zeros((2, 2), np.float32)),)))  # fmt: skip
+    _, out, _ = asked(capsys, dead, "i love cats")
+    assert "gradient flow: vanishing; nothing comes back to the earlier steps; spectral radius" in out
+
+
 def test_refusals(slides_run, capsys, tmp_path):
     assert asked(capsys, slides_run, "i", "--label", "goood")[::2] == (
         2, "jaxrnn.explain: unknown label 'goood'; did you mean 'good'? known: bad, good\n")  # fmt: skip

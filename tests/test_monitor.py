@@ -261,7 +261,7 @@ def test_what_is_told_at_the_end_names_keys():
     settled = network | {"cell": "gru", "head": "attention", "init_scale": 1.0, "bidirectional": True}
     assert monitor.told({"flow": [faint]}, settled).endswith("(layer 2, left to right)")
     dead = faint | {"log_slope": None}
-    assert "nothing comes back" in monitor.told({"flow": [dead]}, network)
+    assert "vanishing, nothing comes back over 60 steps (layer" in monitor.told({"flow": [dead]}, network)
 
 
 def test_the_picture_takes_what_is_not_finite(tmp_path):
