@@ -44,7 +44,7 @@ def run(
     folder = folder or (Path(settings.directory) if settings.directory else None)
     own = group is None
     with ExitStack() as held:
-        if known := folder is not None and (folder / "config.yaml").exists():  # one writer: who else, is said first
+        if known := folder is not None and bool(progress.traces(folder)):  # one writer: who else, is said first
             held.enter_context(runs.locked(folder))
             progress.holds_run(folder, settings)
         group = group or prepare(settings, say)
@@ -93,7 +93,7 @@ def run(
             summary["error"] = {"code": code, "message": message}
             raise
         finally:
-            if not finished:
+            if not finished and (folder / "config.yaml").exists():  # one refused before it began leaves no record
                 summary |= {"seconds": time.perf_counter() - began, "overrides": list(settings.overrides)}
                 summary |= {"config_dir": settings.config_dir} if settings.config_dir else {}
                 try:

@@ -29,6 +29,7 @@ SAID = {"jax", "jaxlib", "device", "loops"}
 RESTARTS = {"data", "batch_size"}  # with another one, a place in the middle of an epoch means nothing
 TOLD = ("best_epoch", "valid")  # of the summary: what stands before the run has ended
 LOGS = ("metrics.jsonl", "metrics.csv")
+TRACES = ("config.yaml", "summary.json", *LOGS, "model")  # of a run; one with none of them can begin again
 ROOM = 2.2  # checkpoints that must fit beside what there is: an old one stays until the new one is good
 
 
@@ -62,14 +63,24 @@ def completed(folder: Path) -> bool:
     return summary(folder).get("status") == "completed"
 
 
+def traces(folder: Path) -> list[str]:
+    """What a run has left in a folder; nothing where it was killed before it wrote config.yaml, its first file."""
+    found = [name for name in TRACES if os.path.lexists(folder / name)]
+    return found + ["checkpoints"] * any(folder.glob("checkpoints/step_*"))
+
+
 def holds_run(folder: Path, settings: Settings) -> bool:
     """Is there a run to go on with; BusyError where that was ruled out. Call with the folder locked."""
-    if not (folder / "config.yaml").exists():
-        return False
-    if settings.resume == "never":
+    found = traces(folder)
+    if found and settings.resume == "never":
         raise BusyError(f"{folder} already holds a run and resume=never: choose another folder, or resume=auto")
+    if found and "config.yaml" not in found:
+        raise ArtefactError(
+            f"{folder} holds {', '.join(found)} of a run, but not its config.yaml: bring that file back, "
+            "or choose another folder"
+        )
     runs.check_config(folder)
-    return True
+    return bool(found)
 
 
 def opened(settings: Settings, mark: dict[str, Any], folder: Path, say: Callable[[str], None]) -> Opened:

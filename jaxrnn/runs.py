@@ -189,7 +189,7 @@ def check_config(run: Path) -> str:
         return ""
     text, _, seal = read_file(path, LARGEST_CONFIG).rpartition(SEAL.encode())
     if seal != f"{hashlib.sha256(text).hexdigest()}\n".encode():
-        raise ArtefactError(f"{path} is not the file that was recorded: bring that one back, or take it away")
+        raise ArtefactError(f"{path} is not the file that was recorded: bring it back, or train in another folder")
     return text.decode(errors="replace")
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from jaxrnn import artefact, command, config, devices, evaluate, predict, runs, settings, train
+from jaxrnn import artefact, command, config, devices, evaluate, predict, progress, runs, settings, train
 from jaxrnn.errors import ConfigurationError, DataError
 
 COMMANDS = {"train": train.main, "evaluate": evaluate.main, "predict": predict.main}
@@ -267,6 +268,31 @@ def test_a_folder_that_holds_a_finished_run_is_left_alone(trained, change, code,
     assert says in [*out, *err][-2 if code == 0 else -1]
     assert before == {path: path.read_bytes() for path in before}
     assert len(before) == sum(path.is_file() for path in folder.rglob("*")) - 1
+
+
+@pytest.mark.parametrize("left", ["summary.json", "metrics.jsonl", "metrics.csv", "model", "checkpoints"])
+def test_a_folder_that_lost_its_config_is_no_empty_one(trained, left, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    copy = shutil.copytree if (trained[0] / left).is_dir() else shutil.copyfile
+    copy(trained[0] / left, tmp_path / "run" / left)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    code, out, err = call("train", *TINY, "cell=lstm", "hydra.run.dir=run", capsys=capsys)
+    assert (code, out, len(err)) == (5, [], 1)
+    assert f"run holds {left} of a run, but not its config.yaml: bring that file back" in err[0]
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_folder_of_other_files_or_of_a_run_that_hardly_began_is_trained_in(tmp_path, monkeypatch, capsys):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for name in ("notes.txt", "vocabulary.json", "overrides.json", "config.yaml.tmp-abc", "run.lock"):
+        (tmp_path / "run" / name).write_text("{}")
+    line = [*TINY, "epochs=1", "plots=never", "hydra.run.dir=run"]
+    with monkeypatch.context() as full:
+        full.setattr(progress.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 0))
+        code, _, err = call("train", *line, capsys=capsys)
+    assert code == 7 and "bytes free" in err[-1] and not (tmp_path / "run" / "summary.json").exists()
+    assert call("train", *line, capsys=capsys)[0] == 0
+    assert call("train", *line, capsys=capsys)[1][-2] == "run holds a completed run: left alone"
 
 
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (command.Terminated, 143)])
