@@ -46,6 +46,7 @@ def run(
     with ExitStack() as held:
         if known := folder is not None and bool(progress.traces(folder)):  # one writer: who else, is said first
             held.enter_context(runs.locked(folder))
+        if folder is not None:
             progress.holds_run(folder, settings)
         group = group or prepare(settings, say)
         folder = folder or runs.new_folder(settings.experiment)

@@ -30,6 +30,7 @@ RESTARTS = {"data", "batch_size"}  # with another one, a place in the middle of 
 TOLD = ("best_epoch", "valid")  # of the summary: what stands before the run has ended
 LOGS = ("metrics.jsonl", "metrics.csv")
 TRACES = ("config.yaml", "summary.json", *LOGS, "model")  # of a run; one with none of them can begin again
+OF_SWEEPS = ("sweep.json", "study.json")
 ROOM = 2.2  # checkpoints that must fit beside what there is: an old one stays until the new one is good
 
 
@@ -70,7 +71,9 @@ def traces(folder: Path) -> list[str]:
 
 
 def holds_run(folder: Path, settings: Settings) -> bool:
-    """Is there a run to go on with; BusyError where that was ruled out. Call with the folder locked."""
+    """Is there a run to go on with; BusyError where that was ruled out, or for a sweep. Call with a run's locked."""
+    if any((folder / name).exists() for name in OF_SWEEPS):
+        raise BusyError(f"{folder} holds a sweep: expected another hydra.run.dir, or its own command, with -m")
     found = traces(folder)
     if found and settings.resume == "never":
         raise BusyError(f"{folder} already holds a run and resume=never: choose another folder, or resume=auto")

@@ -247,6 +247,7 @@ def opened(
 ) -> Iterator[Runner]:
     """A Runner in that folder, or in a new one below runs/<experiment>/, of which nobody else is the writer.
 
+    BusyError where that folder holds a run.
     `hydra`: the words about a launcher that is not ours, as "hydra/launcher=joblib", "hydra.launcher.n_jobs=2".
     `members`: of launcher=population, how many jobs of a group train at once in one program. 1: each in its own, on a
     thread; None: 1 on a CPU, on an accelerator as many as its memory holds. `shown`: the keys whose values are said of
@@ -258,6 +259,8 @@ def opened(
         raise ConfigurationError(f"members={members}: expected at least 1")
     folder = Path(directory) if directory else runs.new_folder(experiment, prefix="sweep_")
     with runs.locked(folder):
+        if progress.traces(folder):
+            raise BusyError(f"{folder} holds a run: expected another hydra.sweep.dir, or none, for a new folder")
         yield Runner(folder, launcher, hydra, config_dir, members, shown)
 
 

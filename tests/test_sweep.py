@@ -226,6 +226,22 @@ def test_a_sweep_asks_for_room_for_all_its_jobs_before_one_trains(monkeypatch, c
     assert call("-m", *TINY, "seed=range(4)", "hydra.sweep.dir=u", capsys=capsys)[0] == 0
 
 
+def test_a_run_and_a_sweep_share_no_folder(capsys):
+    def held(folder):
+        files = (path for path in Path(folder).rglob("*") if path.is_file() and path.name != "run.lock")
+        return {path: path.read_bytes() for path in files}
+
+    run, many = [*TINY, "epochs=1", "hydra.run.dir=a"], ["-m", *TINY, "epochs=1", "seed=0,1", "hydra.sweep.dir=s"]
+    assert (call(*run, capsys=capsys)[0], call(*many, capsys=capsys)[0]) == (0, 0)
+    before = held("a"), held("s")
+    code, out, err = call(*many, "hydra.sweep.dir=a", capsys=capsys)
+    assert (code, out, len(err)) == (6, [], 1) and "a holds a run: expected another hydra.sweep.dir" in err[0]
+    code, out, err = call(*run, "hydra.run.dir=s", capsys=capsys)
+    assert (code, out, len(err)) == (6, [], 1) and "s holds a sweep: expected another hydra.run.dir" in err[0]
+    assert (held("a"), held("s")) == before
+    assert call(*run, "hydra.run.dir=s/1", "seed=1", capsys=capsys)[0] == 0  # a job is a run
+
+
 def test_jobs_at_work_divide_the_cores_among_their_threads(monkeypatch):
     limits, room = [], launchers.Room(4)
     monkeypatch.setattr(foreign, "limit", limits.append)
