@@ -129,7 +129,7 @@ def exit_code(name: str, main: Callable[[Sequence[str]], int | None], arguments:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as error:
-        print(f"jaxrnn.{name}: interrupted", file=sys.stderr)
+        print(f"jaxrnn.{name}: {str(error) or 'interrupted'}", file=sys.stderr)
         return code_of(error)
     except Exception as error:
         refusal = typed(error)

@@ -92,6 +92,8 @@ def run(
             if isinstance(error, KeyboardInterrupt):
                 summary["status"], code, message = "stopped", command.code_of(error), "interrupted"
             summary["error"] = {"code": code, "message": message}
+            if isinstance(error, KeyboardInterrupt):
+                raise type(error)(progress.stopped(folder)) from error
             raise
         finally:
             if not finished and (folder / "config.yaml").exists():  # one refused before it began leaves no record

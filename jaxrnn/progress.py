@@ -8,6 +8,7 @@ refused unless resume_allow names it.
 import json
 import os
 import secrets
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -84,6 +85,17 @@ def holds_run(folder: Path, settings: Settings) -> bool:
         )
     runs.check_config(folder)
     return bool(found)
+
+
+def stopped(folder: Path, kind: str = "run") -> str:
+    """What is said after a polite stop: where a run, or the jobs of a sweep, were saved, and how to go on."""
+    held = [folder] if kind == "run" else list(folder.iterdir())
+    steps = [step for place in held for step in checkpoints.steps(place)]
+    if not steps:
+        return f"stopped before a checkpoint was saved in {folder}; the same command begins again"
+    saved = f"saved after update {steps[0]:,}" if kind == "run" else "saved"
+    way = shlex.quote(f"hydra.{kind}.dir={folder}")
+    return f"stopped, {saved} in {folder}; go on with the same command and {way}"
 
 
 def opened(settings: Settings, mark: dict[str, Any], folder: Path, say: Callable[[str], None]) -> Opened:

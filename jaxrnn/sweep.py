@@ -261,7 +261,10 @@ def opened(
     with runs.locked(folder):
         if progress.traces(folder):
             raise BusyError(f"{folder} holds a run: expected another hydra.sweep.dir, or none, for a new folder")
-        yield Runner(folder, launcher, hydra, config_dir, members, shown)
+        try:
+            yield Runner(folder, launcher, hydra, config_dir, members, shown)
+        except KeyboardInterrupt as error:  # whose text, if any, is about one job
+            raise type(error)(progress.stopped(folder, "sweep")) from error
 
 
 def sweep(plan: Plan) -> int:

@@ -20,6 +20,14 @@ WITHOUT_C = re.compile(  # words of sweeps
 
 def main(arguments: Sequence[str]) -> int:
     """The command: -> exit code."""
+    try:
+        return started(arguments)
+    except KeyboardInterrupt as error:  # one that says nothing came too early
+        raise type(error)(str(error) or "stopped before training began, nothing was saved") from error
+
+
+def started(arguments: Sequence[str]) -> int:
+    """What the command line asks for, done."""
     if any(argument.partition("=")[0] == "--experimental-rerun" for argument in arguments):
         raise ConfigurationError("--experimental-rerun reads a pickle, which can run code: give the overrides instead")
     if any(argument.partition("=")[0] in SHOWS for argument in arguments):

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from jaxrnn import artefact, command, config, devices, evaluate, predict, progress, runs, settings, train
+from jaxrnn import artefact, command, config, devices, evaluate, job, loggers, predict, progress, runs, settings, train
 from jaxrnn.errors import ConfigurationError, DataError
 
 COMMANDS = {"train": train.main, "evaluate": evaluate.main, "predict": predict.main}
@@ -297,8 +298,6 @@ def test_a_folder_of_other_files_or_of_a_run_that_hardly_began_is_trained_in(tmp
 
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (command.Terminated, 143)])
 def test_a_polite_stop_keeps_the_best_model_so_far(stop, code, tmp_path, monkeypatch, capsys):
-    from jaxrnn import loggers
-
     def second_epoch(folder, stream=None, epochs=1):
         def epoch(record):
             if record["epoch"] == 2:
@@ -312,8 +311,34 @@ def test_a_polite_stop_keeps_the_best_model_so_far(stop, code, tmp_path, monkeyp
     assert (found, summary["status"], summary["error"]["code"]) == (code, "stopped", code)
     assert summary["best_epoch"] == 1
     assert "test" not in summary
-    assert "interrupted" in err[-1]
+    assert err == ["jaxrnn.train: stopped before a checkpoint was saved in here; the same command begins again"]
     assert artefact.load(tmp_path / "here").labels == ["bad", "good"]
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_stopped_run_says_where_it_was_saved_and_goes_on_from_there(name, code, monkeypatch, capsys):
+    def heard(folder, stream=None, epochs=1):
+        return loggers.Logger(epoch=lambda record: os.kill(os.getpid(), getattr(signal, name)))
+
+    line = [*TINY, "plots=never", "logger=csv"]
+    with monkeypatch.context() as patched:
+        patched.setitem(loggers.MEMBERS, "csv", heard)
+        found, _, (told,) = call("train", *line, capsys=capsys)
+    (folder,) = Path("runs/default").iterdir()
+    way = f"hydra.run.dir={folder}"
+    expected = f"stopped, saved after update 4 in {folder}; go on with the same command and {way}"
+    assert (found, told) == (code, f"jaxrnn.train: {expected}")
+    code, out, _ = call("train", *line, way, capsys=capsys)
+    assert code == 0 and f"resuming at step 4 of {folder}" in out
+
+
+def test_a_stop_before_training_says_that_nothing_was_saved(monkeypatch, capsys):
+    def stop(*_):
+        raise command.Terminated
+
+    monkeypatch.setattr(job, "prepare", stop)
+    code, _, err = call("train", *TINY, capsys=capsys)
+    assert (code, err) == (143, ["jaxrnn.train: stopped before training began, nothing was saved"])
 
 
 def test_a_sweep_goes_on_when_a_job_fails(tmp_path, capsys):

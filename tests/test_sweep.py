@@ -242,6 +242,23 @@ def test_a_run_and_a_sweep_share_no_folder(capsys):
     assert call(*run, "hydra.run.dir=s/1", "seed=1", capsys=capsys)[0] == 0  # a job is a run
 
 
+@pytest.mark.parametrize("launcher", ["basic", "population"])
+def test_a_stopped_sweep_says_in_one_line_how_to_go_on(monkeypatch, capsys, launcher):
+    def heard(folder, stream=None, epochs=1):
+        return job.loggers.Logger(epoch=lambda record: os.kill(os.getpid(), signal.SIGTERM))
+
+    line = ["-m", *TINY, "seed=0,1", "logger=csv", f"hydra/launcher={launcher}"]
+    with monkeypatch.context() as patched:
+        patched.setitem(job.loggers.MEMBERS, "csv", heard)
+        code, _, err = call(*line, capsys=capsys)
+    (folder,) = Path("runs/default").iterdir()
+    way = f"hydra.sweep.dir={folder}"
+    assert (code, err) == (143, [f"jaxrnn.train: stopped, saved in {folder}; go on with the same command and {way}"])
+    assert call(*line, way, capsys=capsys)[0] == 0
+    with pytest.raises(command.Terminated, match="before a checkpoint was saved in u"), sweep.opened("u", launcher):
+        raise command.Terminated
+
+
 def test_jobs_at_work_divide_the_cores_among_their_threads(monkeypatch):
     limits, room = [], launchers.Room(4)
     monkeypatch.setattr(foreign, "limit", limits.append)
