@@ -239,8 +239,11 @@ def steps(run: Path) -> list[int]:
 
 
 def load(run: Path, step: int) -> Checkpoint:
-    """The checkpoint of that step; ArtefactError says what is damaged."""
+    """The checkpoint of that step; ArtefactError says what is damaged, or which there are."""
     folder = run / "checkpoints" / f"step_{step}"
+    if not folder.exists():
+        there = ", ".join(map(str, reversed(steps(run)))) or "none"
+        raise ArtefactError(f"no checkpoint of step {step} in {run}; there are: {there}")
     manifest, content = verified(folder)
     if not NEEDED <= set(content) <= NEEDED | OPTIONAL:
         raise ArtefactError(f"{folder / 'manifest.json'}: expected the files {_listed(NEEDED | OPTIONAL)}")

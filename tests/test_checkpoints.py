@@ -40,6 +40,13 @@ def test_save_then_load_is_the_identity_and_only_the_newest_are_kept(run):
     ]  # fmt: skip
 
 
+def test_a_step_that_is_not_there_is_refused_with_those_that_are(run):
+    with pytest.raises(ArtefactError, match=f"no checkpoint of step 77 in {run}; there are: 20, 30$"):
+        checkpoints.load(run, 77)
+    with pytest.raises(ArtefactError, match="there are: none"):
+        checkpoints.load(run / "new", 77)
+
+
 @pytest.mark.parametrize("name", ["state.safetensors", "best.safetensors", "position.json", "manifest.json"])
 @pytest.mark.parametrize("damage", [0, 1, 0.5, 0.99, "flip", "gone", "more", "{}"])
 def test_a_damaged_one_is_refused_said_and_kept_and_the_one_before_is_used(run, name, damage):

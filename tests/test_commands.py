@@ -258,7 +258,7 @@ def test_a_network_that_grows_until_it_answers_nothing_is_refused(tmp_path, caps
         (["hidden_size=9", "seed=1"], 5, "hidden_size: 8 there, 9 here; seed: 0 there, 1 here"),
         (["batch_size=8"], 5, "batch_size: 16 there, 8 here"),
         (["tokenizer=characters"], 5, "tokenizer.name"),
-        (["resume_step=3"], 5, "step_3"),
+        (["resume_step=3"], 5, "no checkpoint of step 3 in {folder}; there are: 8"),
     ],
 )
 def test_a_folder_that_holds_a_finished_run_is_left_alone(trained, change, code, says, capsys):
@@ -266,7 +266,7 @@ def test_a_folder_that_holds_a_finished_run_is_left_alone(trained, change, code,
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "run.lock"}
     found, out, err = call("train", *TINY, *change, f"hydra.run.dir={folder}", capsys=capsys)
     assert found == code
-    assert says in [*out, *err][-2 if code == 0 else -1]
+    assert says.format(folder=folder) in [*out, *err][-2 if code == 0 else -1]
     assert before == {path: path.read_bytes() for path in before}
     assert len(before) == sum(path.is_file() for path in folder.rglob("*")) - 1
 
