@@ -46,8 +46,7 @@ def run(
     with ExitStack() as held:
         if known := folder is not None and bool(progress.traces(folder)):  # one writer: who else, is said first
             held.enter_context(runs.locked(folder))
-        if folder is not None:
-            progress.holds_run(folder, settings)
+        progress.holds_run(folder, settings)
         group = group or prepare(settings, say)
         folder = folder or runs.new_folder(settings.experiment)
         if not known:
@@ -58,7 +57,7 @@ def run(
         try:
             mark = progress.fingerprint(settings, group)
             taken = progress.Opened()
-            if held_run or settings.resume == "must" or settings.resume_step is not None:
+            if held_run:
                 taken = progress.opened(settings, mark, folder, say)
                 # How many others train beside it decides its last bits, and so may the threads of a GPU.
                 if taken.checkpoint and (group.members > 1 or not devices.repeatable(group.devices[0])):

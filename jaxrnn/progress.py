@@ -71,20 +71,28 @@ def traces(folder: Path) -> list[str]:
     return found + ["checkpoints"] * any(folder.glob("checkpoints/step_*"))
 
 
-def holds_run(folder: Path, settings: Settings) -> bool:
-    """Is there a run to go on with; BusyError where that was ruled out, or for a sweep. Call with a run's locked."""
-    if any((folder / name).exists() for name in OF_SWEEPS):
+def holds_run(folder: Path | None, settings: Settings) -> bool:
+    """Is there a run to go on with; BusyError where that was ruled out, or for a sweep. Call with a run's locked.
+
+    ArtefactError where it lacks its config.yaml, or there is none and there must be one. None: a folder to be made.
+    """
+    if folder and any((folder / name).exists() for name in OF_SWEEPS):
         raise BusyError(f"{folder} holds a sweep: expected another hydra.run.dir, or its own command, with -m")
-    found = traces(folder)
-    if found and settings.resume == "never":
+    found = traces(folder) if folder else []
+    if folder is None or not found:
+        if settings.resume == "must" or settings.resume_step is not None:
+            word = "resume=must" if settings.resume_step is None else f"resume_step={settings.resume_step}"
+            raise ArtefactError(f"{word}, but {folder or 'a new folder'} holds no run: expected the folder of one")
+        return False
+    if settings.resume == "never":
         raise BusyError(f"{folder} already holds a run and resume=never: choose another folder, or resume=auto")
-    if found and "config.yaml" not in found:
+    if "config.yaml" not in found:
         raise ArtefactError(
             f"{folder} holds {', '.join(found)} of a run, but not its config.yaml: bring that file back, "
             "or choose another folder"
         )
     runs.check_config(folder)
-    return bool(found)
+    return True
 
 
 def stopped(folder: Path, kind: str = "run") -> str:

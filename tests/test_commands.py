@@ -296,6 +296,15 @@ def test_a_folder_of_other_files_or_of_a_run_that_hardly_began_is_trained_in(tmp
     assert call("train", *line, capsys=capsys)[1][-2] == "run holds a completed run: left alone"
 
 
+@pytest.mark.parametrize("word", ["resume=must", "resume_step=5"])
+def test_what_there_is_no_run_for_to_go_on_with_makes_no_folder(word, tmp_path, capsys):
+    for place, named in ([], "a new folder"), (["hydra.run.dir=here"], "here"):
+        code, out, err = call("train", *TINY, word, *place, capsys=capsys)
+        assert (code, out) == (5, [])
+        assert err == [f"jaxrnn.train: {word}, but {named} holds no run: expected the folder of one"]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt, 130), (command.Terminated, 143)])
 def test_a_polite_stop_keeps_the_best_model_so_far(stop, code, tmp_path, monkeypatch, capsys):
     def second_epoch(folder, stream=None, epochs=1):
