@@ -27,6 +27,8 @@ from jaxrnn.settings import Settings, dotted
 FREE = {"dataset", "device", "logger", "log_every_steps", "experiment", "checkpoint", "on_nonfinite", "nonfinite_limit"}
 FREE |= {"resume", "resume_step", "resume_allow", "dry_run", "plots", "flow"}  # the dataset's rows are compared: "data"
 SAID = {"jax", "jaxlib", "device", "loops"}
+SHAPES = {"hidden_size", "layers", "bidirectional", "cell", "input", "head", "output", "tokenizer", "data"}
+SHAPES |= {"optimizer.name", "optimizer.momentum"}  # another one wants other arrays: resume_allow is not advised
 RESTARTS = {"data", "batch_size"}  # with another one, a place in the middle of an epoch means nothing
 TOLD = ("best_epoch", "valid")  # of the summary: what stands before the run has ended
 LOGS = ("metrics.jsonl", "metrics.csv")
@@ -121,7 +123,7 @@ def opened(settings: Settings, mark: dict[str, Any], folder: Path, say: Callable
     if found:
         more, changed = compared(found.fingerprint, mark, settings.resume_allow, folder)
         for name in sorted(changed):
-            say(f"{name} is not as it was: {found.fingerprint.get(name)!r}, now {mark.get(name)!r}")
+            say(f"not as it was: {difference(name, found.fingerprint, mark)}")
     if done and not more:
         say(f"{folder} holds a completed run: left alone")
         return Opened(finished=runs.read_json(folder / "summary.json"))
@@ -169,9 +171,20 @@ def compared(
     if "tokenizer" in allow or "dataset" in allow:
         allowed |= {"data"} & differ
     if refused := sorted(differ - allowed):
-        told = "; ".join(f"{key}: {recorded.get(key)!r} there, {here.get(key)!r} here" for key in refused)
-        raise ArtefactError(f"{folder} holds another run: {told}. Choose another folder, or resume_allow=[KEY,...]")
+        read_otherwise = any(key == "max_length" or key.startswith("tokenizer.") for key in refused)
+        named = [key for key in refused if key != "data" or not read_otherwise]
+        told = "; ".join(difference(key, recorded, here) for key in named)
+        hopeless = any({key, key.partition(".")[0]} & SHAPES for key in refused)
+        way = "" if hopeless else f", or resume_allow=[{','.join(refused)}]"
+        raise ArtefactError(f"{folder} holds another run: {told}. Choose another folder{way}")
     return more, allowed
+
+
+def difference(key: str, recorded: dict[str, Any], here: dict[str, Any]) -> str:
+    """How a key of two fingerprints differs, for people."""
+    if key == "data":
+        return "the rows of the data are not those it was trained on"
+    return f"{key}: {recorded.get(key)!r} there, {here.get(key)!r} here"
 
 
 def rewind(folder: Path, found: Checkpoint | None) -> None:

@@ -270,16 +270,15 @@ def filled(template: Any, named: Mapping[str, np.ndarray], where: str) -> Any:
     names = [_name(path) for path, _ in leaves]
     strange = sorted(set(named) - set(names))
     if strange:
-        raise ArtefactError(f"{where}: array {strange[0]!r} is not part of the recorded network ({', '.join(names)})")
+        raise ArtefactError(f"{where}: array {strange[0]!r} is not part of the network ({', '.join(names)})")
     values = []
     for name, (_, leaf) in zip(names, leaves, strict=True):
         if name not in named:
-            raise ArtefactError(f"{where}: array {name!r} of the recorded network is missing")
+            raise ArtefactError(f"{where}: array {name!r} of the network is missing")
         found = named[name]
         if found.shape != leaf.shape or found.dtype != leaf.dtype:
             raise ArtefactError(
-                f"{where}: array {name!r} is {found.dtype}{list(found.shape)}, "
-                f"the recorded network has {leaf.dtype}{list(leaf.shape)}"
+                f"{where}: array {name!r} is {found.dtype}{list(found.shape)}, expected {leaf.dtype}{list(leaf.shape)}"
             )
         values.append(found)
     return jax.tree_util.tree_unflatten(structure, values)
