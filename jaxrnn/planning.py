@@ -45,17 +45,18 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan 
     with config.opened(config_dir) as loader:
         found = parsed(loader, overrides)
         launching = [override.input_line for override in found if _launches(override.get_key_element())]
-        example, known = first(loader, found, launching)
+        places = [o.input_line for o in found if o.get_key_element() == "hydra.sweep.dir" and not o.is_sweep_override()]
+        example, known = first(loader, found, [*launching, *places])
         if example.config.hydra.runtime.choices["hydra/sweeper"] == "optuna":
             return None
-        directory, choices = None, []
+        directory, choices = str(example.config.hydra.sweep.dir) if places else None, []
         for override in found:
             key, line, swept = override.get_key_element(), override.input_line, override.is_sweep_override()
             if swept and (_launches(key) or key == "hydra.sweep.dir"):
                 raise ConfigurationError(f"{line}: expected one value, it holds for all jobs")
             if key == "hydra.sweep.dir":
-                directory = str(override.value())
-            elif swept and not override.is_discrete_sweep():
+                continue
+            if swept and not override.is_discrete_sweep():
                 raise ConfigurationError(f"{line}: expected values, as in {key}=0.1,0.2, or hydra/sweeper=optuna")
             elif swept:
                 choices.append(list(values(loader, override)))

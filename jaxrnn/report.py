@@ -20,11 +20,6 @@ from jaxrnn.steptable import padded, printable, width
 MOST_ROWS, MOST_OTHERS = 40, 20  # lines of a table in a terminal; all of them are in --csv and --json
 
 
-def table(paths: Sequence[str], by: Sequence[str] | None = None) -> str:
-    """The report of these runs for people, what ends a sweep."""
-    return text(results.ranking(results.collect(paths), by))
-
-
 def text(ranked: Ranking) -> str:
     """Ranking, runs that are not counted, the best command."""
     rows = ranked.configurations

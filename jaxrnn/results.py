@@ -186,7 +186,8 @@ def _shown(text: str) -> str:
 
 
 def _printable(character: str) -> bool:
-    return character.isprintable() or unicodedata.category(character) == "Zs"
+    """A letter, a sign, a space, or one of the two that join and part letters: Persian words need them."""
+    return character.isprintable() or character in "\u200c\u200d" or unicodedata.category(character) == "Zs"
 
 
 def _completed(folder: Path, overrides: tuple[str, ...], summary: Mapping[str, Any]) -> Run:
@@ -224,8 +225,9 @@ def _sweep(folder: Path) -> list[Run]:
             run = read(where, planned)
         except ArtefactError as error:
             run = Run(where, planned, "damaged", str(error))
-        if run.status not in ("completed", "damaged") and job.get("status") in ("pruned", "waiting", "failed"):
-            run = run._replace(status=job["status"])  # a pruned run's own record may say only that it stopped
+        if run.status in ("unfinished", "stopped") and job.get("status") in ("pruned", "waiting", "failed"):
+            (reason,) = _overrides([job.get("reason", run.reason)], path)  # of a job that failed before it had a folder
+            run = run._replace(status=job["status"], reason=reason[:400])
         found.append(run)
     return found
 
@@ -270,10 +272,10 @@ def ranking(found: Sequence[Run], by: Sequence[str] | None = None) -> Ranking:
 
 
 def _pruned_wholly(found: Sequence[Run]) -> list[Run]:
-    """Of a configuration with a pruned run no seed counts: those that were let through would flatter it."""
+    """Of a configuration with a pruned run no seed of that sweep counts: those that were let through flatter it."""
 
-    def of(run: Run) -> frozenset[tuple[str, str]]:
-        return frozenset(pair for pair in run.known.items() if pair[0] not in {SEED, *SILENT})
+    def of(run: Run) -> tuple[Path, frozenset[tuple[str, str]]]:
+        return run.folder.parent, frozenset(pair for pair in run.known.items() if pair[0] not in {SEED, *SILENT})
 
     pruned = {of(run) for run in found if run.status == "pruned"}
     return [

@@ -62,7 +62,6 @@ def run(plan: Search) -> int:
         with choosing.refusals(place):
             others = study.others()
         sweep.conclude(runner.folder, study.settings_of, others)
-    print(f"sweep: {runner.folder}", flush=True)
     return code
 
 

@@ -8,6 +8,7 @@ Jobs that differ in numbers only are a group, read and compiled once (see `group
 
 import importlib
 import math
+import os
 import sys
 import threading
 import time
@@ -284,19 +285,24 @@ def sweep(plan: Plan) -> int:
             raise BusyError(f"{runner.folder} already holds a sweep of other jobs: choose another folder, or give none")
         outcomes = runner.run(list(enumerate(plan.jobs)))
         conclude(runner.folder, plan.jobs.__getitem__)
-    print(f"sweep: {runner.folder}", flush=True)
     return next((outcome.code for outcome in outcomes if outcome.code), 0)
 
 
 def conclude(folder: Path, settings_of: Callable[[int], Settings], also: Sequence[str] = ()) -> None:
-    """Print the report, `also` over other sweeps; draw the best job if it is one of the folder's and was not drawn."""
-    ranked = results.ranking(results.collect([str(folder), *also]))
-    print(report.text(ranked), flush=True)
-    best = ranked.configurations[0].runs[0].folder if ranked.configurations else folder
-    if best.parent == folder and not (best / "plots" / "curves.png").exists():
-        settings = settings_of(int(best.name))
-        if settings.plots == "auto":
-            job.draw(settings, best, history.earlier(best), history.test(best))
+    """Print the report, `also` over other sweeps; draw the best job if it is one of the folder's and was not drawn.
+
+    The last line is where the sweep is, whatever may be wrong with the report.
+    """
+    try:
+        ranked = results.ranking(results.collect([os.path.join(".", folder), *also]))  # "latest" is a folder here
+        print(report.text(ranked), flush=True)
+        best = ranked.configurations[0].runs[0].folder if ranked.configurations else folder
+        if best.parent == folder and not (best / "plots" / "curves.png").exists():
+            settings = settings_of(int(best.name))
+            if settings.plots == "auto":
+                job.draw(settings, best, history.earlier(best), history.test(best))
+    finally:
+        print(f"sweep: {folder}", flush=True)
 
 
 def _import(names: Sequence[str]) -> None:

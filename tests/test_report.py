@@ -73,7 +73,7 @@ def test_a_sweep_is_ranked_by_validation_with_an_interval_over_seeds(sweep, caps
         ["2", "vanilla", "3", "0.7200", "±", f"{half:.4f}", "0.9800", "±", f"{half / 2:.4f}"],
     ]
     assert f"{sweep}/5, trained again by\n  python -m jaxrnn.train cell=gru epochs=2 seed=2" in out
-    assert report.table([str(sweep)]) + "\n" == out
+    assert report.text(results.ranking(results.collect([str(sweep)]))) + "\n" == out
 
 
 def test_one_run_has_no_interval(tmp_path, capsys):
@@ -95,14 +95,30 @@ def test_jobs_that_did_not_complete_are_listed_and_not_counted(sweep, capsys):
     for number in range(6, 12):
         status = {10: "pruned", 11: "waiting"}.get(number, "failed" if number == 6 else "completed")
         record["jobs"].append({"job": number, "overrides": ["cell=lstm"], "status": status, "code": None})
+    record["jobs"].append({"job": 12, "overrides": ["cell=rnn"], "status": "failed", "code": 8, "reason": "no room"})
     (sweep / "sweep.json").write_text(json.dumps(record))
     code, out, _ = call(sweep, capsys=capsys)
     assert code == 0
     assert "6 completed runs, 2 configurations" in out
-    others = "1 failed, 1 damaged, 1 stopped, 1 unfinished, 1 waiting, 1 pruned"
+    others = "2 failed, 1 damaged, 1 stopped, 1 unfinished, 1 waiting, 1 pruned"
     assert f"not completed, not counted: {others}" in out
     assert "failed      " + f"{sweep}/6  cell=lstm  exit 4: loss is not finite\n" in out
-    assert "is not JSON" in out
+    assert "is not JSON" in out and f"{sweep}/12  cell=rnn  no room\n" in out
+
+
+def test_what_another_sweep_pruned_counts_here(sweep, capsys):
+    other = swept(sweep.parent / "sweep_2", [(["cell=gru", "epochs=2", "seed=9"], 0.1, 0.1)])
+    summary = other / "0" / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"status": "pruned"}))
+    code, out, _ = call(sweep, other, capsys=capsys)
+    assert code == 0 and "1  gru         3  0.9200" in out and "1 pruned" in out
+
+
+def test_words_of_languages_that_join_letters_are_told(tmp_path, capsys):
+    folder = made(tmp_path / "a", ["dataset.path=\u0645\u06cc\u200c\u0631\u0648\u0645.csv"])
+    assert call(folder, capsys=capsys)[0] == 0
+    bad = made(tmp_path / "b", ["dataset.path=a\u202eb.csv"])
+    assert call(bad, capsys=capsys)[0] == 5
 
 
 def test_of_a_pruned_configuration_no_seed_counts(sweep, capsys):

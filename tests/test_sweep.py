@@ -278,6 +278,20 @@ def test_a_damaged_summary_is_met_by_its_job_alone(capsys):
     assert "summary.json is not JSON" in reason and f"job 1: {reason}" in err
 
 
+def test_the_folder_of_a_sweep_may_have_any_name(capsys):
+    line = ["-m", *TINY, "seed=0,1", "epochs=1"]
+    assert call(*line, "hydra.sweep.dir=latest", capsys=capsys)[1][-1] == "sweep: latest"
+    code, out, _ = call(*line, "hydra.sweep.dir=out/${now:%Y}", capsys=capsys)
+    assert (code, out[-1]) == (0, f"sweep: out/{time.strftime('%Y')}")
+
+
+def test_where_the_report_fails_the_folder_is_said(capsys, monkeypatch):
+    monkeypatch.setattr(sweep.results, "ranking", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train.main(["-m", *TINY, "seed=0,1", "epochs=1", "hydra.sweep.dir=s"])
+    assert capsys.readouterr().out.splitlines()[-1] == "sweep: s"
+
+
 def test_a_job_that_was_stopped_in_another_process_is_said(capsys):
     sweep.tell("job 3: seed=3", launchers.Outcome(3, "stopped", 143, {}))
     assert capsys.readouterr().out == "job 3: seed=3   stopped\n"
