@@ -178,7 +178,7 @@ def as_json(value: Any) -> str:
 
 
 def sealed(text: str) -> str:
-    """The text and, as its last line, its sha256: config.yaml is for people, and only compared by programs."""
+    """The text and, as its last line, its sha256: config.yaml is for people, programs compare it or its lines."""
     return f"{text}{SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
