@@ -105,14 +105,19 @@ def _database(place: str, how: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def refusals(place: str) -> Iterator[None]:
-    """What a storage raises, in a line: 2 no such storage, 5 damaged, 6 locked, 7 unreachable."""
+def refusals(place: str, *, known: bool = False) -> Iterator[None]:
+    """What a storage raises, in a line: 2 no such storage, 5 damaged, 6 locked, 7 unreachable.
+
+    `known`: a study was read from it, so what else is raised is not the storage's fault.
+    """
     place = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", place)  # a password is nobody's business
     try:
         yield
     except JaxrnnError:
         raise
     except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError, ImportError) as error:
+        if known:
+            raise
         raise ConfigurationError(
             f"hydra.sweeper.storage={place}: {_first(error)}; expected a database, as in sqlite:///study.db, "
             "or the path of a journal file"
@@ -128,6 +133,8 @@ def refusals(place: str) -> Iterator[None]:
     except OSError as error:
         raise StorageError(f"{place} cannot be used: {error.strerror or error}") from error
     except (ValueError, KeyError, RuntimeError) as error:  # a journal that is none; tables of another version
+        if known:
+            raise
         raise ArtefactError(f"{place} holds no study that can be read: {_first(error)}") from error
 
 

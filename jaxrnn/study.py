@@ -59,7 +59,7 @@ def run(plan: Search) -> int:
         with choosing.refusals(place):
             study = Study(plan, runner, storage, place, points)
         code = study.run()
-        with choosing.refusals(place):
+        with choosing.refusals(place, known=True):
             others = study.others()
         sweep.conclude(runner.folder, study.settings_of, others)
     return code
@@ -136,7 +136,7 @@ class Study:
                 if trial.number in self.trials:
                     first = trial.number * self.seeds
                     code = self._end(trial, [outcomes[first + n] for n in range(self.seeds)]) or code
-        with choosing.refusals(self.place):
+        with choosing.refusals(self.place, known=True):
             return 0 if self._count(TrialState.COMPLETE) else code
 
     def others(self) -> list[str]:
@@ -155,7 +155,7 @@ class Study:
 
     def _next(self) -> list[Trial]:
         """The trials to run next: first what is left over, then new ones."""
-        with choosing.refusals(self.place):
+        with choosing.refusals(self.place, known=True):
             left = self._left_over()
             asked: list[Trial] = []
             while len(left) + len(asked) < self.batch:
@@ -245,7 +245,7 @@ class Study:
         number, place = divmod(job, self.seeds)
         if place == 0 and number not in self.pruned:
             trial, epoch = self.trials[number], record["epoch"]
-            with choosing.refusals(self.place):
+            with choosing.refusals(self.place, known=True):
                 if epoch not in self.study.get_trials(deepcopy=False)[number].intermediate_values:
                     trial.report(record["valid"][self.options["metric"]], epoch)
                 if epoch > self.options["warmup_epochs"] and trial.should_prune():
@@ -272,7 +272,7 @@ class Study:
         return 0
 
     def _tell(self, trial: Trial, value: float | None = None, state: TrialState | None = None) -> None:
-        with choosing.refusals(self.place):
+        with choosing.refusals(self.place, known=True):
             self.study.tell(trial, value, state)
         del self.trials[trial.number]
 

@@ -365,6 +365,12 @@ def test_trials_of_a_dead_process_are_run_again_once_and_of_a_living_one_not(qui
     assert len(done) == 6
 
 
+def test_a_bug_in_a_sampler_is_not_blamed_on_the_storage(quick, monkeypatch):
+    monkeypatch.setattr(choosing, "sampler", lambda *_: {}["nonsense"])
+    with pytest.raises(KeyError, match="nonsense"):
+        quick(RATES, *options(n_trials=1))
+
+
 def test_one_trial_too_many_is_given_back(quick, monkeypatch):
     """Another process asks for the last one between the count and the asking here."""
     ask, others = optuna.study.Study.ask, []
