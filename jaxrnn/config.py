@@ -176,7 +176,7 @@ def checked(loader: Any, found: Composed, config_dir: str | None = None) -> Sett
     except OmegaConfBaseException as error:
         raise refusal(error, loader, overrides) from error
     tree.setdefault("logger", {})  # logger=[] leaves no node
-    explicit = any(line.startswith("hydra.run.dir=") for line in hydra.overrides.hydra)
+    explicit = any(line.lstrip("+").startswith("hydra.run.dir=") for line in hydra.overrides.hydra)
     settings = schema.build(
         tree,
         default,
@@ -193,6 +193,8 @@ def checked(loader: Any, found: Composed, config_dir: str | None = None) -> Sett
 PLACES = {  # keys of Hydra's that name a folder -> why they do not here, alone and with -m
     "hydra.run.dir": ("", "it is the folder of one run: a sweep has hydra.sweep.dir=DIR"),
     "hydra.sweep.dir": ("it is the folder of a sweep: expected hydra.run.dir=DIR, or -m", ""),
+    "hydra.run": ("expected hydra.run.dir=DIR",) * 2,
+    "hydra.sweep": ("expected hydra.sweep.dir=DIR",) * 2,
     "hydra.sweep.subdir": ("it is of sweeps, and there job n is in the folder n",) * 2,
 }
 
@@ -200,8 +202,10 @@ PLACES = {  # keys of Hydra's that name a folder -> why they do not here, alone 
 def check_places(lines: Iterable[str], multirun: bool) -> None:
     """ConfigurationError for a word about a folder that would not be made."""
     for line in lines:
-        if why := PLACES.get(line.partition("=")[0].lstrip("+"), ("", ""))[multirun]:
-            raise ConfigurationError(f"{line}: {why}")
+        key, _, value = line.lstrip("+").partition("=")
+        why = PLACES.get(key, ("", ""))[multirun]
+        if why or (key in PLACES and value.strip("'\"") == ""):
+            raise ConfigurationError(f"{line}: {why or 'expected a folder'}")
 
 
 def compose(overrides: Sequence[str], *, config_dir: str | None = None) -> Settings:

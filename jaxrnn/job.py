@@ -85,6 +85,7 @@ def run(
                     halt=halt,
                     computing=computing,
                 )
+            log.end(summary)  # before the record says that it completed: what is killed here is told again
         except BaseException as error:
             refusal = command.typed(error)
             code, message = (refusal.code, str(refusal)) if refusal else (1, repr(error))
@@ -103,7 +104,7 @@ def run(
                 except StorageError:
                     if "error" not in summary:  # otherwise what went wrong first is what has to be said
                         raise
-                log.end(summary)
+                log.end(summary)  # if it failed or was stopped
     return summary | {"run": str(folder)}
 
 

@@ -148,7 +148,15 @@ def opened(
         if name not in (*MEMBERS, *trackers.MEMBERS):
             raise ConfigurationError(unknown("logger", name, [*MEMBERS, *trackers.MEMBERS]))
     run = trackers.Run(folder, settings or {}, step)
-    each = [MEMBERS[name](folder, None, epochs) if name in MEMBERS else tracked(name, run) for name in names]
+    each: list[Logger] = []
+    try:
+        for name in names:
+            each.append(MEMBERS[name](folder, None, epochs) if name in MEMBERS else tracked(name, run))
+    except BaseException:
+        for logger in each:
+            logger.close()
+            logger.end({"status": "failed"})
+        raise
 
     def all_of(kind: str) -> Callable[..., None]:
         def call(*news: Any) -> None:

@@ -45,16 +45,16 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan 
     with config.opened(config_dir) as loader:
         found = parsed(loader, overrides)
         launching = [override.input_line for override in found if _launches(override.get_key_element())]
-        places = [o.input_line for o in found if o.get_key_element() == "hydra.sweep.dir" and not o.is_sweep_override()]
+        places = [override.input_line for override in found if _places(override) and not override.is_sweep_override()]
         example, known = first(loader, found, [*launching, *places])
         if example.config.hydra.runtime.choices["hydra/sweeper"] == "optuna":
             return None
         directory, choices = str(example.config.hydra.sweep.dir) if places else None, []
         for override in found:
             key, line, swept = override.get_key_element(), override.input_line, override.is_sweep_override()
-            if swept and (_launches(key) or key == "hydra.sweep.dir"):
+            if swept and (_launches(key) or _places(override)):
                 raise ConfigurationError(f"{line}: expected one value, it holds for all jobs")
-            if key == "hydra.sweep.dir":
+            if _places(override):
                 continue
             if swept and not override.is_discrete_sweep():
                 raise ConfigurationError(f"{line}: expected values, as in {key}=0.1,0.2, or hydra/sweeper=optuna")
@@ -95,7 +95,7 @@ def first(loader: Any, overrides: Sequence[Any], launching: Sequence[str]) -> tu
     job = []
     for override in overrides:
         key = override.get_key_element()
-        if _launches(key) or key == "hydra.sweep.dir":
+        if _launches(key) or _places(override):
             continue
         if not override.is_sweep_override():
             job.append(Value(override.input_line))
@@ -110,8 +110,12 @@ def first(loader: Any, overrides: Sequence[Any], launching: Sequence[str]) -> tu
     return found, known
 
 
+def _places(override: Any) -> bool:
+    return override.get_key_element().lstrip("+") == "hydra.sweep.dir"
+
+
 def _launches(key: str) -> bool:
-    return key == "hydra/launcher" or key.startswith("hydra.launcher.")
+    return key == "hydra/launcher" or key.lstrip("+").startswith("hydra.launcher.")
 
 
 def parsed(loader: Any, overrides: Sequence[str]) -> list[Any]:

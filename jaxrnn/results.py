@@ -60,7 +60,8 @@ class Run(NamedTuple):
     def command(self) -> str:
         """What trains it again, quoted for a shell."""
         own = ["--config-dir", self.config_dir] if self.config_dir else []
-        return shlex.join(["python", "-m", "jaxrnn.train", *own, *self.overrides])
+        words = [line for line in self.overrides if not line.lstrip("+").startswith("resume")]  # in a new folder
+        return shlex.join(["python", "-m", "jaxrnn.train", *own, *words])
 
 
 class Mean(NamedTuple):
@@ -226,8 +227,8 @@ def _sweep(folder: Path) -> list[Run]:
         except ArtefactError as error:
             run = Run(where, planned, "damaged", str(error))
         if run.status in ("unfinished", "stopped") and job.get("status") in ("pruned", "waiting", "failed"):
-            (reason,) = _overrides([job.get("reason", run.reason)], path)  # of a job that failed before it had a folder
-            run = run._replace(status=job["status"], reason=reason[:400])
+            reason = _shown(str(job.get("reason", run.reason))[:400])  # of a job that failed before it had a folder
+            run = run._replace(status=job["status"], reason=reason)
         found.append(run)
     return found
 

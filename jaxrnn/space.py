@@ -67,10 +67,13 @@ def search(overrides: Sequence[str], *, config_dir: str | None = None) -> Iterat
         swept: dict[str, Any] = {}
         for line, override in zip(overrides, planning.parsed(loader, overrides), strict=True):
             key = override.get_key_element()
+            hydras = key.lstrip("+").startswith(("hydra/", "hydra."))
             if override.is_sweep_override():
+                if hydras:
+                    raise ConfigurationError(f"{line}: expected one value, it holds for all jobs")
                 swept[key] = override
             else:
-                (own if key.startswith(("hydra/", "hydra.")) else fixed).append(line)
+                (own if hydras else fixed).append(line)
         composed = config.composed(loader, [*own, *fixed])
         hydra = composed.config.hydra
         options = cast(dict, OmegaConf.to_container(hydra.sweeper, resolve=True))
@@ -105,7 +108,7 @@ def search(overrides: Sequence[str], *, config_dir: str | None = None) -> Iterat
             return made
 
         held = [compose(spelled(corner)) for corner in corners(found)]
-        explicit = any(line.startswith("hydra.sweep.dir=") for line in own)
+        explicit = any(line.lstrip("+").startswith("hydra.sweep.dir=") for line in own)
         directory = str(hydra.sweep.dir) if explicit else None
         yield Search(directory, launcher, members, options, found, fixed, compose, held[0])
 

@@ -118,7 +118,7 @@ class Runner:
         self.new = Counter(key for key, counted in zip(keys, new, strict=True) if counted)
         rank = {key: n for n, key in enumerate(self.jobs)}  # one group after the other, however jobs mix them
         ordered = [task for _, task in sorted(zip(keys, tasks, strict=True), key=lambda pair: rank[pair[0]])]
-        with trackers.sweep(self.folder, {name for task in tasks for name in task.settings.logger}):
+        with trackers.sweep(self.folder, {name for _, settings in jobs for name in settings.logger}, len(tasks)):
             try:
                 self.launch(ordered, ended)
             finally:

@@ -70,6 +70,7 @@ def begun(name: str, run: Run) -> Tracker:
     with _reached(name):
         tracker = MEMBERS[name](run)
     lost: list[Exception] = []
+    ended: list[bool] = []
 
     def kept_apart(call: Callable[..., None]) -> Callable[..., None]:
         def told(*news: Any) -> None:
@@ -82,13 +83,18 @@ def begun(name: str, run: Run) -> Tracker:
 
         return told
 
-    return Tracker(kept_apart(tracker.log), kept_apart(tracker.flush), kept_apart(tracker.end))
+    def end(summary: Mapping[str, Any]) -> None:
+        if not ended:
+            ended.append(True)
+            kept_apart(tracker.end)(summary)
+
+    return Tracker(kept_apart(tracker.log), kept_apart(tracker.flush), end)
 
 
 @contextmanager
-def sweep(folder: Path, names: set[str]) -> Iterator[None]:
-    """Around the jobs of a sweep: with MLflow it is a run too, which must be there before they are."""
-    if "mlflow" not in names:
+def sweep(folder: Path, names: set[str], left: int) -> Iterator[None]:
+    """Around the jobs of a sweep that are left: with MLflow it is a run too, which must be there before they are."""
+    if "mlflow" not in names or (not left and _known(folder, "mlflow_status") == "FINISHED"):
         yield
         return
     with _reached("mlflow"):
@@ -101,6 +107,7 @@ def sweep(folder: Path, names: set[str]) -> Iterator[None]:
     finally:
         try:
             client.set_terminated(run, status)
+            _keep(folder, "mlflow_status", status)
         except Exception as error:
             _say("mlflow", error, folder)
 
@@ -133,6 +140,7 @@ def tensorboard(run: Run) -> Tracker:
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+    before = (run.folder / "tensorboard").exists()
     writer = EventFileWriter(str(run.folder / "tensorboard"))
 
     def put(step: int, **what: Any) -> None:
@@ -153,8 +161,8 @@ def tensorboard(run: Run) -> Tracker:
         session(metadata.SESSION_END_INFO_TAG, session_end_info={"status": status, "end_time_secs": time.time()})
         writer.close()
 
-    if run.step:
-        put(run.step + 1, session_log=SessionLog(status=SessionLog.START))
+    if before:
+        put(run.step + 1 if run.step else 0, session_log=SessionLog(status=SessionLog.START))
     start = plugin_data_pb2.SessionStartInfo(group_name=run.name, start_time_secs=time.time())
     for key, value in run.settings.items():
         if isinstance(value, bool):

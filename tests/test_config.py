@@ -22,6 +22,9 @@ REFUSED = {
     "optimizer.momentum=0.9": ["optimizer=rmsprop or sgd has it"],
     "input=one_hot input.size=3": ["input=embedding has it"],
     "hydra.sweep.dir=here": ["hydra.sweep.dir=here", "expected hydra.run.dir=DIR, or -m"],
+    "++hydra.sweep.dir=here": ["expected hydra.run.dir=DIR, or -m"],
+    "hydra.run={dir:here}": ["expected hydra.run.dir=DIR"],
+    "hydra.run.dir=": ["hydra.run.dir=: expected a folder"],
     "hydra.sweep.subdir=x": ["hydra.sweep.subdir=x", "job n is in the folder n"],
     "+foo=1": ["'foo'"],
     "+optimizer.foo=1": ["optimizer.foo", "learning_rate"],
@@ -251,6 +254,9 @@ def test_a_thousand_jobs_are_composed_once_for_each_choice(monkeypatch):
         ("hydra.sweep.dir=here,there", "one value"),
         ("hydra/launcher=basic,population", "one value"),
         ("hydra.run.dir=here", "hydra.run.dir=here: it is the folder of one run: a sweep has hydra.sweep.dir=DIR"),
+        ("++hydra.sweep.dir=here,there", "one value"),
+        ("hydra.sweep={dir:here}", "expected hydra.sweep.dir=DIR"),
+        ("hydra.sweep.dir=''", "expected a folder"),
         ("hydra.sweep.subdir=x", "job n is in the folder n"),
         ("hydra.launcher.members=2", "hydra/launcher=population has it"),
         ("hydra.sweeper.n_trials=2", "hydra/sweeper=optuna has it"),
@@ -260,3 +266,8 @@ def test_a_sweep_over_nothing_or_an_unknown_key_is_refused(line, says):
     with pytest.raises(ConfigurationError) as refused:
         planning.planned([line])
     assert says in str(refused.value) and str(refused.value).count("\n") < 12
+
+
+def test_a_folder_may_be_forced_as_any_word_of_hydras():
+    assert planning.planned(["++hydra.sweep.dir=here", "seed=0,1"]).directory == "here"
+    assert config.compose(["++hydra.run.dir=here"]).directory == "here"

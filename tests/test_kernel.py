@@ -294,7 +294,7 @@ def test_other_code_or_cores_are_another_run_bit_for_bit(tmp_path, monkeypatch, 
 
     def again(epochs):
         line = [*small, f"epochs={epochs}", f"hydra.run.dir={tmp_path / 'run'}", "device.count=1"]
-        return job.run(config.compose(line))["bitwise"], "loops is not as it was" in capsys.readouterr().out
+        return job.run(config.compose(line))["bitwise"], "not as it was: loops" in capsys.readouterr().out
 
     assert [again(1), again(2)] == [(True, False), (True, False)]
     mark = foreign.mark()

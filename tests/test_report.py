@@ -95,7 +95,7 @@ def test_jobs_that_did_not_complete_are_listed_and_not_counted(sweep, capsys):
     for number in range(6, 12):
         status = {10: "pruned", 11: "waiting"}.get(number, "failed" if number == 6 else "completed")
         record["jobs"].append({"job": number, "overrides": ["cell=lstm"], "status": status, "code": None})
-    record["jobs"].append({"job": 12, "overrides": ["cell=rnn"], "status": "failed", "code": 8, "reason": "no room"})
+    record["jobs"].append({"job": 12, "overrides": ["cell=rnn"], "status": "failed", "code": 8, "reason": "no\troom"})
     (sweep / "sweep.json").write_text(json.dumps(record))
     code, out, _ = call(sweep, capsys=capsys)
     assert code == 0
@@ -103,7 +103,12 @@ def test_jobs_that_did_not_complete_are_listed_and_not_counted(sweep, capsys):
     others = "2 failed, 1 damaged, 1 stopped, 1 unfinished, 1 waiting, 1 pruned"
     assert f"not completed, not counted: {others}" in out
     assert "failed      " + f"{sweep}/6  cell=lstm  exit 4: loss is not finite\n" in out
-    assert "is not JSON" in out and f"{sweep}/12  cell=rnn  no room\n" in out
+    assert "is not JSON" in out and f"{sweep}/12  cell=rnn  no\ufffdroom\n" in out
+
+
+def test_what_trains_a_run_again_asks_for_no_checkpoint(tmp_path, capsys):
+    made(tmp_path / "a", ["cell=gru", "resume=must", "+resume_allow=[seed]", "seed=1"])
+    assert "  python -m jaxrnn.train cell=gru seed=1\n" in call(tmp_path / "a", capsys=capsys)[1]
 
 
 def test_what_another_sweep_pruned_counts_here(sweep, capsys):

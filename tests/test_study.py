@@ -116,6 +116,8 @@ REFUSED = {
     "hidden_size=range(-3,9)": "hidden_size=-3",
     "cell=gru,lstmm": "did you mean 'lstm'",
     "cell=gru,lstm hydra.sweeper.sampler=bayes": "hydra.sweeper.sampler='bayes': expected one of tpe",
+    "cell=gru,lstm hydra.sweep.dir=a,b": "hydra.sweep.dir=a,b: expected one value",
+    "cell=gru,lstm hydra/launcher=basic,population": "expected one value",
     "cell=gru,lstm hydra.sweeper.sampler=tpee": "did you mean 'tpe'?",
     "cell=gru,lstm hydra.sweeper.trials=3": "trials",
     "cell=gru,lstm hydra.sweeper.n_trials=0": "n_trials=0",

@@ -136,7 +136,7 @@ def test_a_sweep_is_the_parent_of_its_jobs(client):
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
 def test_what_ends_a_sweep_is_told_and_raised(client, stop):
     Path("s").mkdir()
-    with pytest.raises(stop), trackers.sweep(Path("s"), {"mlflow"}):
+    with pytest.raises(stop), trackers.sweep(Path("s"), {"mlflow"}, 1):
         raise stop
     assert [run["status"] for run in client.held.values()] == ["KILLED"]
 
@@ -148,6 +148,42 @@ def test_how_a_run_ended_is_told(client):
     with pytest.raises(KeyboardInterrupt):
         job.run(config.compose(stopped), loud=False, halt=KeyboardInterrupt)
     assert [run["status"] for run in client.held.values()] == ["FAILED", "KILLED"]
+
+
+def test_what_is_stopped_while_it_is_told_how_it_ended_is_told_again(client, capsys, monkeypatch):
+    words = [*TINY, "logger=mlflow", "hydra.run.dir=r"]
+
+    def stopped(run, status):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "set_terminated", stopped)
+        assert command.exit_code("train", train.main, words) == 130
+    assert "stopped, saved after update" in capsys.readouterr().err
+    assert command.exit_code("train", train.main, words) == 0
+    (run,) = client.held.values()
+    assert run["status"] == "FINISHED" and runs.read_json(Path("r/summary.json"))["status"] == "completed"
+
+
+def test_a_sweep_whose_jobs_had_all_ended_ends_there_too(client, monkeypatch):
+    jobs = [(n, config.compose([*TINY, "logger=mlflow", f"seed={n}"])) for n in (0, 1)]
+    with monkeypatch.context() as patch, sweep.opened("s", "basic") as runner:
+        patch.setattr(trackers, "sweep", lambda *_: trackers.contextmanager(lambda: (yield))())  # killed before its end
+        runner.run(jobs)
+    for left in (True, False):
+        with sweep.opened("s", "basic") as runner:
+            runner.run(jobs)
+        assert {run["status"] for run in client.held.values()} == {"FINISHED"} and "s" in str(client.held)
+        client.broken = left  # it is not asked for a sweep that has ended
+
+
+def test_trackers_before_one_that_cannot_be_reached_are_ended(client, monkeypatch):
+    ended, client.broken = [], True
+    other = trackers.Tracker(print, lambda: None, lambda summary: ended.append(summary["status"]))
+    monkeypatch.setitem(trackers.MEMBERS, "tensorboard", lambda run: other)
+    with pytest.raises(StorageError, match="mlflow"):
+        job.loggers.opened(("tensorboard", "mlflow"), Path("."), 1)
+    assert ended == ["failed"]
 
 
 def test_a_tracker_that_is_lost_is_said_once_and_ends_no_run(client, monkeypatch, capsys):
@@ -169,7 +205,7 @@ def test_a_tracker_that_cannot_be_reached_is_refused(client, capsys):
     client.broken = True
     assert command.exit_code("train", train.main, [*TINY, "logger=mlflow"]) == 7
     assert "logger=mlflow: no route to host; leave mlflow out" in capsys.readouterr().err
-    with pytest.raises(StorageError), trackers.sweep(Path("."), {"mlflow"}):
+    with pytest.raises(StorageError), trackers.sweep(Path("."), {"mlflow"}, 1):
         pass
 
 
@@ -226,7 +262,9 @@ def scalars(folder):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
     held = reader.EventAccumulator(str(folder), size_guidance={reader.SCALARS: 0})
     held.Reload()
-    return held, {(tag, e.step): e.value for tag in held.Tags()["scalars"] for e in held.Scalars(tag)}
+    found = [((tag, e.step), e.value) for tag in held.Tags()["scalars"] for e in held.Scalars(tag)]
+    assert len(dict(found)) == len(found)
+    return held, dict(found)
 
 
 def test_event_files_hold_what_metrics_jsonl_holds():
@@ -243,6 +281,16 @@ def test_event_files_hold_what_metrics_jsonl_holds():
     hparams = metadata.parse_session_start_info_plugin_data(content).hparams
     assert hparams["hidden_size"].number_value == 8 and hparams["cell.name"].string_value == "vanilla"
     assert hparams["bidirectional"].bool_value is False
+
+
+def test_a_run_that_begins_again_has_each_step_once(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    for number in (1, 2):  # the first was killed before its first checkpoint
+        tracker = trackers.begun("tensorboard", trackers.Run(tmp_path, {}))
+        for step in (0, 1):
+            tracker.log({"loss": float(number)}, step)
+        tracker.flush()
+    assert scalars(tmp_path / "tensorboard")[1] == {("loss", 0): 2, ("loss", 1): 2}
 
 
 def test_events_beyond_the_place_of_resuming_are_purged(tmp_path):
