@@ -21,7 +21,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from jaxrnn import choosing, devices, metrics, runs, space, sweep
+from jaxrnn import choosing, devices, metrics, runs, space, standing, sweep
 from jaxrnn.choosing import AGAIN, LEFT, OWNER, SURPLUS
 from jaxrnn.errors import ArtefactError, BusyError, ConfigurationError
 from jaxrnn.launchers import Outcome
@@ -187,7 +187,7 @@ class Study:
             if key not in held.params:
                 trial._suggest(key, kind)
         trial.set_user_attr(OWNER, self.owner)
-        first = sweep.ended_before(self.runner.folder, held.number * self.seeds)
+        first = standing.ended_before(self.runner.folder, held.number * self.seeds)
         if first and first.status == "pruned":  # and so are the seeds that have not begun
             self.pruned.add(held.number)
         return trial

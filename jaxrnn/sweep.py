@@ -9,10 +9,8 @@ Jobs that differ in numbers only are a group, read and compiled once (see `group
 import importlib
 import math
 import os
-import sys
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -32,9 +30,10 @@ from jaxrnn import (
     report,
     results,
     runs,
+    standing,
     trackers,
 )
-from jaxrnn.errors import ArtefactError, BusyError, ConfigurationError, MemoryExceeded, too_large, unknown
+from jaxrnn.errors import BusyError, ConfigurationError, MemoryExceeded, too_large, unknown
 from jaxrnn.group import Group
 from jaxrnn.job import Halt
 from jaxrnn.launchers import Outcome, Room, Task, Turns
@@ -72,7 +71,7 @@ class Runner:
         self.launch = launchers.OURS.get(launcher) or processes.Processes(folder, hydra, config_dir)
         if self.members != 1:
             self.launch = partial(launchers.population, members=self.members or self.at_once)
-        self.entries: dict[int, dict[str, Any]] = entries(folder)
+        self.entries: dict[int, dict[str, Any]] = standing.entries(folder)
         self.groups: dict[str, Group] = {}
         self.cores: dict[str, int] = {}  # that a job of the group takes
         self.jobs: dict[str, int] = {}  # of a group, to be run
@@ -86,9 +85,9 @@ class Runner:
         jobs = [(number, job.bare(settings)) for number, settings in jobs]
         self.check(jobs, watch)
         found: dict[int, Outcome] = {}
-        told = names(jobs, [entry.get("overrides") or [] for entry in self.entries.values()], self.shown)
+        told = standing.names(jobs, [entry.get("overrides") or [] for entry in self.entries.values()], self.shown)
         for number, settings in jobs:
-            if number in self.entries and (outcome := ended_before(self.folder, number)):
+            if number in self.entries and (outcome := standing.ended_before(self.folder, number)):
                 found[number] = outcome
                 print(f"{told[number]}   {outcome.status} before, left alone", flush=True)
             status, code = (found[number].status, found[number].code) if number in found else ("waiting", None)
@@ -100,13 +99,13 @@ class Runner:
             before = len(jobs) - len(found)
             for outcome in outcomes:
                 found[outcome.number] = outcome
-                reason = {"reason": why(outcome)} if outcome.status == "failed" else {}
+                reason = {"reason": standing.why(outcome)} if outcome.status == "failed" else {}
                 self.entries[outcome.number] |= {"status": outcome.status, "code": outcome.code, **reason}
             if time.monotonic() - self.written >= WRITTEN_EVERY:
                 self.write()
             for outcome in outcomes:
-                tell(told[outcome.number], outcome)
-                lighten(outcome.error)
+                standing.tell(told[outcome.number], outcome)
+                standing.lighten(outcome.error)
             if len(jobs) - len(found) <= self.room.cores < before:  # what `conclude` needs, while the last jobs compute
                 with suppress(RuntimeError):  # no more threads here: it is imported when it is needed
                     threading.Thread(target=_import, args=[["scipy.special", *(["matplotlib.figure"] * drawn)]]).start()
@@ -309,69 +308,3 @@ def _import(names: Sequence[str]) -> None:
     """The first takes 0.4 s, matplotlib 0.6 s."""
     for name in names:
         importlib.import_module(name)
-
-
-def entries(folder: Path) -> dict[int, dict[str, Any]]:
-    """The jobs of sweep.json by number; none where there is no such file."""
-    path = folder / "sweep.json"
-    held = runs.read_json(path) if path.exists() else {"jobs": []}
-    jobs = held.get("jobs") if isinstance(held, dict) else None
-    good = isinstance(jobs, list) and all(isinstance(job, dict) and type(job.get("job")) is int for job in jobs)
-    if not isinstance(jobs, list) or not good:
-        raise ArtefactError(f'{path}: expected {{"jobs": [{{"job": 0, ...}}]}}')
-    return {job["job"]: job for job in jobs}
-
-
-def ended_before(folder: Path, number: int) -> Outcome | None:
-    """The outcome of a job that has ended, None where there is something left to do, or to find fault with."""
-    try:
-        summary = progress.summary(folder / str(number))
-    except ArtefactError:  # which the job itself will meet
-        return None
-    ended = summary.get("status") in ("completed", "pruned")
-    return Outcome(number, summary["status"], 0, summary) if ended else None
-
-
-def names(
-    jobs: Sequence[tuple[int, Settings]], others: Sequence[Sequence[str]] = (), shown: Sequence[str] = ()
-) -> dict[int, str]:
-    """How each job is called in the lines about it: by its number and what is not the same for all, others included.
-
-    Where `shown` says which keys, by these.
-    """
-    if shown:
-        own = ((n, (line for line in s.overrides if line.partition("=")[0] in shown)) for n, s in jobs)
-        return {n: f"job {n}: {' '.join(lines)}" for n, lines in own}
-    every = [set(lines) for lines in (*others, *(settings.overrides for _, settings in jobs))]
-    common = set.intersection(*every) if len(every) > 1 else set()
-    return {n: f"job {n}: " + " ".join(line for line in s.overrides if line not in common) for n, s in jobs}
-
-
-def lighten(error: BaseException | None) -> None:
-    """Let go of the frames that an error was raised in: they hold all that the job had in memory."""
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
-
-
-def tell(name: str, outcome: Outcome) -> None:
-    """The line of a job that has ended."""
-    summary, error = outcome.summary, outcome.error
-    if outcome.status in ("completed", "pruned"):
-        accuracy = (f"{split} {summary[split]['accuracy']:.4f}" for split in ("valid", "test") if split in summary)
-        pruned = "   pruned" if outcome.status == "pruned" else ""
-        print(f"{name}   {'   '.join(accuracy)}   {summary['seconds']:.1f} s{pruned}", flush=True)
-        return
-    print(f"{name}   {outcome.status}", flush=True)
-    if outcome.code == 1 and error:
-        traceback.print_exception(error)
-    if outcome.status == "failed":
-        print(f"job {outcome.number}: {why(outcome)}", file=sys.stderr, flush=True)
-
-
-def why(outcome: Outcome) -> str:
-    """A job failed, in a line."""
-    error = outcome.error
-    bug = outcome.code == 1 and error is not None
-    told = traceback.format_exception_only(error)[-1] if bug else str(error)
-    return (told.strip().splitlines() or [repr(error)])[-1]

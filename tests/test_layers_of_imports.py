@@ -26,7 +26,7 @@ LAYER = {
     **dict.fromkeys(["train", "evaluate", "predict", "explain", "report"], COMMANDS),
     "front_door": "the front door",
     **dict.fromkeys(["command", "usage", "progress", "outline", "flowlog", "paired"], COMMANDS),
-    **dict.fromkeys(["job", "group", "sweep", "launchers", "processes", "study"], COMMANDS),
+    **dict.fromkeys(["job", "group", "sweep", "standing", "launchers", "processes", "study"], COMMANDS),
 }
 BELOW = {
     NOUNS: {NOUNS},

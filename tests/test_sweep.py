@@ -14,7 +14,21 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrnn import command, config, devices, foreign, group, job, launchers, planning, progress, runs, sweep, train
+from jaxrnn import (
+    command,
+    config,
+    devices,
+    foreign,
+    group,
+    job,
+    launchers,
+    planning,
+    progress,
+    runs,
+    standing,
+    sweep,
+    train,
+)
 from jaxrnn.errors import BusyError, ConfigurationError
 
 TINY = ["hidden_size=8", "input.size=4", "batch_size=16", "epochs=3", "dataset.train_rows=64"]
@@ -293,7 +307,7 @@ def test_where_the_report_fails_the_folder_is_said(capsys, monkeypatch):
 
 
 def test_a_job_that_was_stopped_in_another_process_is_said(capsys):
-    sweep.tell("job 3: seed=3", launchers.Outcome(3, "stopped", 143, {}))
+    standing.tell("job 3: seed=3", launchers.Outcome(3, "stopped", 143, {}))
     assert capsys.readouterr().out == "job 3: seed=3   stopped\n"
 
 
