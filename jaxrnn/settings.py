@@ -241,10 +241,17 @@ def unknown_key(key: str, known: Iterable[str], owners: str = "") -> Configurati
     beside = [name.removeprefix(group + ".") for name in names if group and name.startswith(group + ".")]
     near = difflib.get_close_matches(last, beside, n=1) if beside else difflib.get_close_matches(key, names, n=1)
     where = f"{group}." if beside else ""
-    hint = f"did you mean {where + near[0]!r}? " if near else ""
+    meant = [where + name for name in near] or [name for name in names if _initials(name) == last != ""]
+    hint = f"did you mean {meant[0]!r}? " if meant else ""
     hint = f"{owners} has it; " if owners else hint
     listed = f"{group} has: {', '.join(beside)}" if beside else "every key: python -m jaxrnn.train --help"
     return ConfigurationError(f"unknown key {key!r}; {hint}{listed}")
+
+
+def _initials(key: str) -> str:
+    """optimizer.learning_rate -> lr; nothing where the name is one word."""
+    words = key.rpartition(".")[2].split("_")
+    return "".join(word[:1] for word in words) if len(words) > 1 else ""
 
 
 def _member(group: str, value: Any, default: Mapping[str, Any]) -> Member:
