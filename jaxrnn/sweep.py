@@ -33,6 +33,7 @@ from jaxrnn import (
     standing,
     trackers,
 )
+from jaxrnn.core import Core
 from jaxrnn.errors import BusyError, ConfigurationError, MemoryExceeded, too_large, unknown
 from jaxrnn.group import Group
 from jaxrnn.job import Halt
@@ -77,7 +78,7 @@ class Runner:
         self.jobs: dict[str, int] = {}  # of a group, to be run
         self.new: Counter[str] = Counter()  # of these, that are yet to begin and have no folder
         self.making, self.room, self.turns = threading.Lock(), Room(devices.cores()), Turns()
-        self.core = devices.Core()  # of all jobs that train in one program
+        self.core = Core()  # of all jobs that train in one program
 
     def run(self, jobs: Sequence[tuple[int, Settings]], watch: Watch | None = None) -> list[Outcome]:
         """How each job ended, in their order; BusyError where the folder holds another job of that number."""

@@ -19,7 +19,7 @@ LAYER = {
     **dict.fromkeys(["insight", "flow", "attribution", "gradients", "monitor"], LEARNING),
     **dict.fromkeys(["config", "text", "orders", "data", "runs", "checkpoints", "packing"], WORLD),
     **dict.fromkeys(["history", "loggers", "trackers", "plots", "baselines", "metrics"], WORLD),
-    **dict.fromkeys(["settings", "vocabulary", "devices", "artefact", "foreign"], WORLD),
+    **dict.fromkeys(["settings", "vocabulary", "devices", "core", "artefact", "foreign"], WORLD),
     **dict.fromkeys(["steptable", "picture", "page", "behaviour", "document", "reportpage"], WORLD),
     **dict.fromkeys(["results", "space", "choosing"], WORLD),
     "planning": WORLD,

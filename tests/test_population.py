@@ -20,6 +20,7 @@ from jaxrnn import (
     checkpoints,
     command,
     config,
+    core,
     devices,
     group,
     job,
@@ -552,7 +553,7 @@ def test_turns_that_wait_for_something_else_hold_nobody_up():
     assert over.is_set()
 
 
-@pytest.mark.skipif(len(devices.Core().every) < 2, reason="no cores to choose from")
+@pytest.mark.skipif(len(core.Core().every) < 2, reason="no cores to choose from")
 def test_members_share_a_core_and_nobody_else_is_kept_there(monkeypatch):
     made, told, watched, here = population.Population._made, set(), [], os.sched_getaffinity
     every = here(0)
@@ -580,7 +581,7 @@ def test_where_threads_cannot_be_kept_on_a_core_they_go_anywhere(monkeypatch):
     monkeypatch.setattr(os, "sched_setaffinity", forbidden)
     assert ended(swept([["seed=0"], ["seed=1"]], 2)) == [("completed", 0)] * 2
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert devices.Core().one == set()
+    assert core.Core().one == set()
 
 
 def test_who_writes_at_the_end_keeps_neither_a_turn_nor_a_place(monkeypatch):
