@@ -37,10 +37,11 @@ NOTICES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # the last two: scheduler
 
 
 @contextmanager
-def put_off() -> Iterator[Callable[[], KeyboardInterrupt | None]]:
+def put_off(heard: Callable[[], None] = lambda: None) -> Iterator[Callable[[], KeyboardInterrupt | None]]:
     """Inside, a polite stop waits to be asked for: the function given returns it once it has come, to be raised.
 
     A second SIGINT does not wait. A handler of USR1 or USR2 that was there is called too, when it is asked for.
+    `heard` is called at once.
     """
     seen: list[int] = []
     before: dict[int, Any] = {}
@@ -49,6 +50,7 @@ def put_off() -> Iterator[Callable[[], KeyboardInterrupt | None]]:
         if number == signal.SIGINT and number in seen:
             raise KeyboardInterrupt
         seen.append(number)
+        heard()
 
     def arrived() -> KeyboardInterrupt | None:
         for number in seen:

@@ -28,7 +28,7 @@ class Outcome(NamedTuple):
     """How a job ended."""
 
     number: int
-    status: str  # completed, pruned, failed or stopped
+    status: str  # completed, pruned, failed, stopped, or waiting where a stop came before it began
     code: int  # what a run of its own would have exited with
     summary: dict[str, Any]  # its summary.json; empty where it failed before there was one
     error: BaseException | None = None

@@ -2,15 +2,21 @@
 
 The launcher is told the overrides of each job and `hydra.sweep.subdir`, its number; what it calls, `Job`, composes the
 settings again where it finds itself and runs them in the sweep's folder, which all processes must see.
+
+    stop    in that folder while a polite stop waits for its jobs: they save and end, others do not begin
 """
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from jaxrnn import command, config, job, progress
 from jaxrnn.launchers import Ended, Outcome, Task
+
+STOP = "stop"
+WAITED_FOR = ("joblib",)  # launchers whose workers end with this process: a polite stop waits until they have saved
 
 
 class Job(NamedTuple):
@@ -25,10 +31,18 @@ class Job(NamedTuple):
 
         hydra = HydraConfig.get()
         GlobalHydra.instance().clear()  # it came with the launcher; to compose takes one of its own
-        number, summary = int(hydra.sweep.subdir), {}
+        number, asked = int(hydra.sweep.subdir), Path(self.folder, STOP)
+        summary: dict[str, Any] = {}
         try:
-            settings = job.bare(config.compose(list(hydra.overrides.task), config_dir=self.config_dir))
-            summary = job.run(settings, Path(self.folder, str(number)), loud=False)
+            with command.put_off() as arrived:
+
+                def halt() -> KeyboardInterrupt | None:
+                    return arrived() or (command.Terminated() if asked.exists() else None)
+
+                if stop := halt():
+                    return Outcome(number, "waiting", command.code_of(stop), summary)
+                settings = job.bare(config.compose(list(hydra.overrides.task), config_dir=self.config_dir))
+                summary = job.run(settings, Path(self.folder, str(number)), loud=False, halt=halt)
             return Outcome(number, summary["status"], 0, summary)
         except KeyboardInterrupt as stopped:
             return Outcome(number, "stopped", command.code_of(stopped), summary)
@@ -63,14 +77,29 @@ class Processes(NamedTuple):
                 config=whole,
             )
             lines = [[*task.settings.overrides, f"hydra.sweep.subdir={task.number}"] for task in tasks]
-            try:
-                found = {r.return_value.number: r.return_value for r in launcher.launch(lines, initial_job_idx=0)}
-            except Exception as error:
-                found = {task.number: self.left(task.number, error) for task in tasks}
-        for task in tasks:
-            ended([found[task.number]])
-            if found[task.number].status == "stopped":
-                raise command.Terminated if found[task.number].code == 143 else KeyboardInterrupt
+            waits = whole.hydra.runtime.choices["hydra/launcher"] in WAITED_FOR
+            with self.stoppable() if waits else nullcontext(lambda: None) as arrived:
+                try:
+                    found = {r.return_value.number: r.return_value for r in launcher.launch(lines, initial_job_idx=0)}
+                except Exception as error:
+                    found = {task.number: self.left(task.number, error) for task in tasks}
+                stop = arrived()
+        outcomes = [found[task.number] for task in tasks]
+        ended([outcome for outcome in outcomes if outcome.status != "waiting"])
+        for outcome in outcomes:
+            if stop or outcome.status in ("stopped", "waiting"):
+                raise stop or (command.Terminated() if outcome.code == 143 else KeyboardInterrupt())
+
+    @contextmanager
+    def stoppable(self) -> Iterator[Callable[[], KeyboardInterrupt | None]]:
+        """Inside, a polite stop is handed on to the jobs and waits for them. The function given returns it."""
+        asked = self.folder / STOP
+        asked.unlink(missing_ok=True)  # of a process that was killed
+        try:
+            with command.put_off(asked.touch) as arrived:
+                yield arrived
+        finally:
+            asked.unlink(missing_ok=True)
 
     def left(self, number: int, error: Exception) -> Outcome:
         """How a job stands after its launcher gave up."""

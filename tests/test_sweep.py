@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -163,6 +164,33 @@ def test_jobs_in_other_processes_are_the_jobs_of_this_one(capsys, monkeypatch, l
     }
     again = call(*line, "hydra.sweep.dir=there", f"hydra/launcher={launcher[0]}", *launcher[1:], capsys=capsys)
     assert again[0] == 4 and sum("left alone" in text for text in again[1]) == 2
+
+
+@pytest.mark.slow
+def test_a_stop_of_the_parent_alone_saves_the_jobs_in_other_processes(capsys):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    line = ["-m", *TINY, "seed=range(4)", "epochs=100000", "patience=null"]
+    line += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=s"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxrnn.train", *line],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        while process.poll() is None and not all(Path("s", job, "metrics.jsonl").exists() for job in "01"):
+            time.sleep(0.05)
+        process.terminate()
+        told = process.communicate(timeout=60)[1].splitlines()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 143 and "stopped, saved in s" in told[-1]
+    assert jobs("s") == [(0, "stopped", 143), (1, "stopped", 143), (2, "waiting", None), (3, "waiting", None)]
+    assert all(list(Path("s", job, "checkpoints").glob("step_*")) for job in "01")
+    assert not Path("s", "stop").exists()
 
 
 def test_a_launcher_that_is_not_there_is_refused_with_what_to_install(capsys):
