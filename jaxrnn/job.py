@@ -58,7 +58,7 @@ def run(
             mark = progress.fingerprint(settings, group)
             taken = progress.Opened()
             if held_run:
-                taken = progress.opened(settings, mark, folder, say)
+                taken = progress.opened(settings, mark, folder, say, group)
                 # How many others train beside it decides its last bits, and so may the threads of a GPU.
                 if taken.checkpoint and (group.members > 1 or not devices.repeatable(group.devices[0])):
                     taken = taken._replace(bitwise=False)

@@ -105,10 +105,12 @@ def stopped(folder: Path, kind: str = "run") -> str:
         return f"stopped before a checkpoint was saved in {folder}; the same command begins again"
     saved = f"saved after update {steps[0]:,}" if kind == "run" else "saved"
     way = shlex.quote(f"hydra.{kind}.dir={folder}")
-    return f"stopped, {saved} in {folder}; go on with the same command and {way}"
+    return f"stopped, {saved} in {folder}; resume with the same command and {way}"
 
 
-def opened(settings: Settings, mark: dict[str, Any], folder: Path, say: Callable[[str], None]) -> Opened:
+def opened(
+    settings: Settings, mark: dict[str, Any], folder: Path, say: Callable[[str], None], group: Group
+) -> Opened:
     """Find what to go on from, and bring the records back to where it stood. Call with the folder locked."""
     checkpoints.tidied(folder, say)
     done = completed(folder)
@@ -124,6 +126,11 @@ def opened(settings: Settings, mark: dict[str, Any], folder: Path, say: Callable
         more, changed = compared(found.fingerprint, mark, settings.resume_allow, folder)
         for name in sorted(changed):
             say(f"not as it was: {difference(name, found.fingerprint, mark)}")
+        if named := sorted(changed - SAID - {"epochs"}):
+            try:
+                start(group.programs, found, folder)
+            except ArtefactError as error:
+                raise ArtefactError(f"{error}; choose another folder, or leave {', '.join(named)} as before") from None
     if done and not more:
         say(f"{folder} holds a completed run: left alone")
         return Opened(finished=runs.read_json(folder / "summary.json"))

@@ -212,9 +212,9 @@ class Settings:
     plots: str = _key(one_of("auto", "always", "never"), "draw how it went; auto: in sweeps the best job only")
     flow: Mapping[str, Any] = _group("the gradient's flow is logged this often; auto: 20 times, in sweeps never")
     checkpoint: Mapping[str, Any] = _group("a run is saved this often, and wherever it ends; so many are kept")
-    resume: str = _key(one_of("auto", "must", "never"), "a run that hydra.run.dir=DIR holds: go on with it")
+    resume: str = _key(one_of("auto", "must", "never"), "a run that hydra.run.dir=DIR holds: resume it")
     resume_step: int | None = _key(or_null(whole(1)), "the checkpoint to go on from; null: the newest good one")
-    resume_allow: tuple[str, ...] = _key(names, "keys that may differ from the run gone on with")
+    resume_allow: tuple[str, ...] = _key(names, "keys that may differ from the run that is resumed")
     on_nonfinite: str = _key(
         one_of("stop", "skip", "rollback"),
         "what follows an update that is not finite, which is never applied; skip: its batch is left out; rollback: and "

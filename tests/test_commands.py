@@ -261,6 +261,7 @@ def test_a_network_that_grows_until_it_answers_nothing_is_refused(tmp_path, caps
         (["seed=1", "optimizer.b1=0.8"], 5, "Choose another folder, or resume_allow=[optimizer.b1,seed]"),
         (["layers=2", "seed=1"], 5, "seed: 0 there, 1 here. Choose another folder"),
         (["optimizer=sgd"], 5, "Choose another folder"),
+        (["hidden_size=9", "resume_allow=[hidden_size]"], 5, "choose another folder, or leave hidden_size as before"),
         (
             ["dataset.test_rows=32"],
             5,
@@ -344,7 +345,7 @@ def test_a_stopped_run_says_where_it_was_saved_and_goes_on_from_there(name, code
         found, _, (told,) = call("train", *line, capsys=capsys)
     (folder,) = Path("runs/default").iterdir()
     way = f"hydra.run.dir={folder}"
-    expected = f"stopped, saved after update 4 in {folder}; go on with the same command and {way}"
+    expected = f"stopped, saved after update 4 in {folder}; resume with the same command and {way}"
     assert (found, told) == (code, f"jaxrnn.train: {expected}")
     code, out, _ = call("train", *line, way, capsys=capsys)
     assert code == 0 and f"resuming at step 4 of {folder}" in out

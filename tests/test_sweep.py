@@ -295,7 +295,7 @@ def test_a_stopped_sweep_says_in_one_line_how_to_go_on(monkeypatch, capsys, laun
         code, _, err = call(*line, capsys=capsys)
     (folder,) = Path("runs/default").iterdir()
     way = f"hydra.sweep.dir={folder}"
-    assert (code, err) == (143, [f"jaxrnn.train: stopped, saved in {folder}; go on with the same command and {way}"])
+    assert (code, err) == (143, [f"jaxrnn.train: stopped, saved in {folder}; resume with the same command and {way}"])
     assert call(*line, way, capsys=capsys)[0] == 0
     with pytest.raises(command.Terminated, match="before a checkpoint was saved in u"), sweep.opened("u", launcher):
         raise command.Terminated
