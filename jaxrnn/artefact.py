@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrnn import runs, text
+from jaxrnn import packing, stored, text
 from jaxrnn.errors import ArtefactError, ConfigurationError, JaxrnnError, unknown
 from jaxrnn.settings import Settings
 from jaxrnn.vocabulary import Vocabulary
@@ -125,7 +125,7 @@ def load(run: Any) -> Loaded:
 
     from jaxrnn.model import rnn
 
-    saved = runs.load_model(run)
+    saved = stored.load_model(run)
     where = run / "model"
     for key, kind in KEYS.items():
         if not isinstance(saved.settings.get(key), kind):
@@ -147,14 +147,14 @@ def load(run: Any) -> Loaded:
         template = jax.eval_shape(lambda: model.init(jax.random.key(0)))
     except (JaxrnnError, TypeError, ValueError) as error:
         raise ArtefactError(f"{where / 'model.json'}: {error}") from None
-    params = runs.filled(template, saved.arrays, str(where / "params.safetensors"))
+    params = packing.filled(template, saved.arrays, str(where / "params.safetensors"))
     for name, array in saved.arrays.items():
         if not np.isfinite(array).all():
             raise ArtefactError(f"{where / 'params.safetensors'}: array {name!r} is not finite")
     return Loaded(model, params, vocabulary, split, saved.settings)
 
 
-def _bounded(saved: runs.Saved, vocabulary: Vocabulary, where: Path) -> None:
+def _bounded(saved: stored.Saved, vocabulary: Vocabulary, where: Path) -> None:
     """ArtefactError for sizes that the arrays beside the record cannot have: nothing is built to find that out."""
     built, numbers = saved.settings["network"], sum(array.size for array in saved.arrays.values())
     most = {"input_size": numbers, "hidden_size": numbers, "layers": len(saved.arrays)}

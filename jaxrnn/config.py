@@ -7,20 +7,19 @@ is an exception, not an exit. Hydra is imported late, since --help does without 
 import argparse
 import functools
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from jaxrnn import settings as schema
 from jaxrnn import trackers
 from jaxrnn.errors import ConfigurationError, unknown
+from jaxrnn.refusals import as_it_stands, refusal
 from jaxrnn.settings import Settings
 
 VERSION_BASE = "1.3"
-LAUNCHERS = {"joblib": "hydra-joblib-launcher", "submitit": "hydra-submitit-launcher", "ray": "hydra-ray-launcher"}
 LARGEST_YAML = 1 << 16  # bytes of a member of the user's own
 SWEEPERS = ("basic", "optuna")
 
@@ -143,21 +142,11 @@ def composed(loader: Any, given: Sequence[str]) -> Composed:
         name = choices.get(group)
         if not isinstance(name, str) or name.startswith("["):
             raise ConfigurationError(f"{group}={name}: expected one of {', '.join(members(group))}")
-        if (found := _yaml(loader, group, name)) is None:
+        if (found := as_it_stands(loader, group, name)) is None:
             raise ConfigurationError(unknown(group, name, loader.get_group_options(group)))
         return found
 
     return Composed(config, overrides, default)
-
-
-def _yaml(loader: Any, group: str, name: str) -> dict[str, Any] | None:
-    """A group's member as it stands, None where there is none of that name."""
-    from omegaconf import OmegaConf
-
-    for source in loader.get_sources():
-        if source.available() and source.is_config(f"{group}/{name}"):
-            return cast(dict, OmegaConf.to_container(source.load_config(f"{group}/{name}").config))
-    return None
 
 
 def checked(loader: Any, found: Composed, config_dir: str | None = None) -> Settings:
@@ -256,73 +245,3 @@ def to_yaml(settings: Settings) -> str:
 
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # in C it takes 1 ms in place of 5
     return yaml.dump(schema.plain(settings), Dumper=dumper, sort_keys=False, allow_unicode=True)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _keys(error: BaseException) -> Iterator[str]:
-    """The dotted keys that OmegaConf's errors along the chain are about."""
-    yield from filter(None, (getattr(e, "full_key", None) for e in _chain(error)))
-
-
-def refusal(error: BaseException, loader: Any, overrides: Sequence[str]) -> ConfigurationError:
-    """What Hydra or OmegaConf raised, in one line: the key, what was given, what is allowed, the nearest match."""
-    from hydra.errors import MissingConfigException, OverrideParseException
-
-    first = str(error).partition("\n")[0]
-    if isinstance(error, OverrideParseException):
-        return ConfigurationError(f"cannot read {error.override!r}: expected key=value, quoted where it has blanks")
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = error.missing_cfg_file.rpartition("/")
-        if group == "hydra/launcher" and (package := LAUNCHERS.get(name.partition("_")[0])):
-            return ConfigurationError(f"{group}={name} needs a package that is not here: pip install {package}")
-        return ConfigurationError(unknown(group, name, error.options or loader.get_group_options(group)))
-    if "--multirun" in str(error):
-        line = re.findall(r"'([^']*=[^']*)'", first)
-        return ConfigurationError(f"{' '.join(line[:1])}: several values need -m (a sweep); a list is written [a,b]")
-    if found := re.match(r"Could not override '([^']*)'", first):
-        key = max([found[1], *_keys(error)], key=len)
-        return schema.unknown_key(key, _known(loader, overrides), _owners(loader, key))
-    if found := re.match(r"Multiple values for (\S+)\.", first):
-        return ConfigurationError(f"+{found[1]}: the group is chosen already; change it without the +, as in cell=gru")
-    if "Config group override must be" in first:
-        return ConfigurationError("a group takes the name of one of its members, as in cell=gru")
-    reasons = [str(e).partition("\n")[0] for e in _chain(error)]
-    key = next(_keys(error), None)
-    reason = ": ".join(dict.fromkeys(filter(None, reasons[:2]))) or type(error).__name__
-    return ConfigurationError(reason if key is None or key in reason else f"{key}: {reason}")
-
-
-def _chooses(line: str, groups: set[str]) -> bool:
-    group, _, member = line.partition("=")
-    return group in groups and "{" not in member
-
-
-def _known(loader: Any, overrides: Sequence[str]) -> list[str]:
-    """Every dotted key there is under the chosen members: what the command line without its values would compose."""
-    from hydra import compose
-
-    groups = {*schema.GROUPS, "logger", "experiment", "hydra/launcher", "hydra/sweeper"}
-    lines = [line for line in overrides if _chooses(line, groups)]
-    config = compose("config", overrides=lines, return_hydra_config=True)
-    keys = [f"hydra.{part}.{key}" for part in ("launcher", "sweeper") for key in config.hydra[part] if key[0] != "_"]
-    for key, value in config.items():
-        if key == "hydra":
-            continue
-        keys.append(str(key))
-        if hasattr(value, "keys") and key != "logger":
-            keys.extend(f"{key!s}.{inner!s}" for inner in value)
-    return keys
-
-
-def _owners(loader: Any, key: str) -> str:
-    """The members of the key's group that have it: "dataset=files" for dataset.path, "" for none."""
-    group, _, last = key.rpartition(".")
-    group = group.replace(".", "/")
-    names = loader.get_group_options(group) if group else []
-    held = [name for name in names if last in (_yaml(loader, group, name) or {})]
-    return f"{group}={' or '.join(held)}" if held else ""

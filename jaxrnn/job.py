@@ -14,7 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from jaxrnn import artefact, command, config, devices, flowlog, history, loggers, orders, outline, progress, runs
+from jaxrnn import (
+    artefact,
+    command,
+    config,
+    devices,
+    flowlog,
+    history,
+    loggers,
+    orders,
+    outline,
+    packing,
+    progress,
+    runs,
+    stored,
+)
 from jaxrnn.errors import NumericalError, StorageError
 from jaxrnn.group import Group, prepare
 from jaxrnn.settings import Settings, dotted
@@ -235,7 +249,7 @@ def learn(
         log.close()
         if best is not None:
             settled = artefact.record(settings, group.network, labels)
-            runs.save_model(folder, runs.Saved(settled, runs.flat(best), group.vocabulary))
+            stored.save_model(folder, stored.Saved(settled, packing.flat(best), group.vocabulary))
     if summary["status"] == "pruned":
         return
     summary["examples_per_second"] = rows_seen / max(update_seconds, 1e-9)

@@ -1,12 +1,13 @@
 """Named arrays as a safetensors file: 8 bytes, the length of a JSON header, then array after array.
 
 Written here and not by the library, which joins the arrays in two copies of the whole first; what it would write, to
-the byte. Read by the library.
+the byte. Read by the library. `flat` names the arrays of a tree, `filled` makes a tree of them again.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,3 +50,37 @@ def arrays(content: bytes, path: Path) -> dict[str, np.ndarray]:
     if not once:
         raise ArtefactError(f"{path} is not a safetensors file of ours: a name stands twice, or is no array's")
     return named
+
+
+def flat(tree: Any) -> dict[str, np.ndarray]:
+    """A tree of arrays by name: NamedTuple fields by theirs, positions by number, joined with dots."""
+    import jax
+
+    return {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def filled(template: Any, named: Mapping[str, np.ndarray], where: str) -> Any:
+    """`template` (shapes) with its leaves from `named`; ArtefactError names a leaf that is missing, extra or other."""
+    import jax
+
+    leaves, structure = jax.tree_util.tree_flatten_with_path(template)
+    names = [_name(path) for path, _ in leaves]
+    strange = sorted(set(named) - set(names))
+    if strange:
+        raise ArtefactError(f"{where}: array {strange[0]!r} is not part of the network ({', '.join(names)})")
+    values = []
+    for name, (_, leaf) in zip(names, leaves, strict=True):
+        if name not in named:
+            raise ArtefactError(f"{where}: array {name!r} of the network is missing")
+        found = named[name]
+        if found.shape != leaf.shape or found.dtype != leaf.dtype:
+            raise ArtefactError(
+                f"{where}: array {name!r} is {found.dtype}{list(found.shape)}, expected {leaf.dtype}{list(leaf.shape)}"
+            )
+        values.append(found)
+    return jax.tree_util.tree_unflatten(structure, values)
+
+
+def _name(path: Any) -> str:
+    parts = (next(getattr(key, kind) for kind in ("name", "idx", "key") if hasattr(key, kind)) for key in path)
+    return ".".join(map(str, parts))

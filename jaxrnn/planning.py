@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from jaxrnn import config
 from jaxrnn.errors import ConfigurationError
+from jaxrnn.refusals import refusal
 from jaxrnn.settings import Settings
 
 LAUNCHERS = ("basic", "population")  # our own
@@ -126,7 +127,7 @@ def parsed(loader: Any, overrides: Sequence[str]) -> list[Any]:
     try:
         return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
     except HydraException as error:
-        raise config.refusal(error, loader, overrides) from error
+        raise refusal(error, loader, overrides) from error
 
 
 def values(loader: Any, override: Any) -> Iterator[Value]:

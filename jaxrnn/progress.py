@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrnn import checkpoints, devices, runs
+from jaxrnn import checkpoints, devices, packing, runs
 from jaxrnn.checkpoints import Checkpoint, storing
 from jaxrnn.errors import ArtefactError, BusyError, NumericalError, StorageError
 from jaxrnn.group import Group
@@ -108,9 +108,7 @@ def stopped(folder: Path, kind: str = "run") -> str:
     return f"stopped, {saved} in {folder}; resume with the same command and {way}"
 
 
-def opened(
-    settings: Settings, mark: dict[str, Any], folder: Path, say: Callable[[str], None], group: Group
-) -> Opened:
+def opened(settings: Settings, mark: dict[str, Any], folder: Path, say: Callable[[str], None], group: Group) -> Opened:
     """Find what to go on from, and bring the records back to where it stood. Call with the folder locked."""
     checkpoints.tidied(folder, say)
     done = completed(folder)
@@ -230,11 +228,11 @@ def start(programs: Any, found: Checkpoint, where: Path) -> tuple[tuple[Any, Any
             raise ValueError("the losses of the epoch")
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise ArtefactError(f"{place}/position.json: expected a position, found {error!r}") from None
-    filled = runs.filled(resuming.recorded(programs, named), named, place)
+    filled = packing.filled(resuming.recorded(programs, named), named, place)
     if not resuming.sound(filled):
         raise ArtefactError(f"{place}: optimizer.behind names updates that the epoch has not had")
     state = resuming.placed(programs, resuming.refitted(programs, filled))
-    best = None if found.best is None else runs.filled(programs.shapes, found.best, place)
+    best = None if found.best is None else packing.filled(programs.shapes, found.best, place)
     return (state, position), best, told
 
 
@@ -258,7 +256,7 @@ def save(
     from jaxrnn import resuming
 
     at = now.position
-    state = runs.flat(resuming.kept(programs, now.state))
+    state = packing.flat(resuming.kept(programs, now.state))
     for name, array in state.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise NumericalError(
@@ -268,7 +266,7 @@ def save(
     position = {"ended": at.ended, "score": at.score if np.isfinite(at.score[0]) else None, "waited": at.waited}
     position |= {"refused": at.refused, "told": told, "bitwise": bitwise}
     position |= {"logs": {name: synced_size(folder / name) for name in LOGS}}
-    found = Checkpoint(at.step, at.epoch, at.batch, mark, position, state, None if best is None else runs.flat(best))
+    found = Checkpoint(at.step, at.epoch, at.batch, mark, position, state, None if best is None else packing.flat(best))
     checkpoints.save(folder, found, settings.checkpoint["keep"])
 
 

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrnn import command, results, runs
+from jaxrnn import command, ranking, results, runs
 from jaxrnn.errors import ArtefactError, JaxrnnError
-from jaxrnn.results import Mean, Ranking, Run
+from jaxrnn.ranking import Mean, Ranking
+from jaxrnn.results import Run
 from jaxrnn.steptable import padded, printable, width
 
 MOST_ROWS, MOST_OTHERS = 40, 20  # lines of a table in a terminal; all of them are in --csv and --json
@@ -73,7 +74,7 @@ def _ranked(ranked: Ranking) -> list[str]:
         "  " + "  ".join(padded(cell, size[i], right=i in numbers) for i, cell in enumerate(line)).rstrip()
         for line in (heads, *cells)
     ]
-    return [results.NOTE, "", head, *_listed(lines, MOST_ROWS)]
+    return [ranking.NOTE, "", head, *_listed(lines, MOST_ROWS)]
 
 
 def found(ranked: Ranking, paired: dict[str, Any] | None) -> dict[str, Any]:
@@ -122,14 +123,14 @@ def as_csv(ranked: Ranking) -> str:
         (place, run) for place, row in enumerate(ranked.configurations, 1) for run in row.runs
     ]
     every += [(None, run) for run in (*ranked.repeated, *ranked.others)]
-    keys = [*(key for key in ranked.keys if key != results.SEED), results.SEED]
+    keys = [*(key for key in ranked.keys if key != ranking.SEED), ranking.SEED]
     out = io.StringIO()
     lines = csv.writer(out, lineterminator="\n")
     lines.writerow(["rank", *keys, "valid_accuracy", "test_accuracy", "valid_loss", "best_epoch", "seconds",
                     "status", "reason", "run"])  # fmt: skip
     for place, run in every:
         known = run.known
-        told = [known.get(key, results.ABSENT) for key in keys]
+        told = [known.get(key, ranking.ABSENT) for key in keys]
         lines.writerow([place, *told, run.valid, run.test, run.valid_loss, run.best_epoch, run.seconds,
                         run.status, run.reason, run.folder])  # fmt: skip
     return out.getvalue()
@@ -147,7 +148,7 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_intermixed_args(arguments)
     command.check_outputs(given.csv, given.html)
     every = results.collect(given.paths)
-    ranked = results.ranking(every, given.by)
+    ranked = ranking.ranked(every, given.by)
     if not ranked.configurations:
         print(json.dumps(found(ranked, None), ensure_ascii=False) if given.json else text(ranked))
         raise ArtefactError(f"expected at least one completed run, found {results.counts(every)}")

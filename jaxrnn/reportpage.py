@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from jaxrnn.document import document, safe
-from jaxrnn.results import NOTE, Configuration, Mean, Ranking, Run, as_number, counts, natural
+from jaxrnn.ranking import NOTE, Configuration, Mean, Ranking, as_number, natural
+from jaxrnn.results import Run, counts
 from jaxrnn.steptable import printable
 
 MOST_ROWS, MOST_LINES, MOST_DOTS, MOST_KEYS = 200, 400, 2000, 12  # of the ranking, of a plot, axes and slices

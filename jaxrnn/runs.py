@@ -3,7 +3,7 @@
     config.yaml overrides.json environment.json vocabulary.json data_report.json metrics.jsonl summary.json plots/
     run.lock {"pid", "host", "since"}        held while a process writes here; the kernel lets go when it dies
     checkpoints/                             checkpoints.py
-    model/ params.safetensors model.json vocabulary.json manifest.json      {"files": {name: {"bytes", "sha256"}}}
+    model/                                   stored.py
 
 Nothing here runs what it reads: JSON and safetensors only, sizes and sha256 compared before anything is parsed.
 """
@@ -16,26 +16,21 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from jaxrnn.checkpoints import (
     OF_A_RUN,
-    commit,
     parsed,
     plain_size,
     read_file,
     read_json,
     storing,
-    verified,
     write_synced,
 )
 from jaxrnn.errors import ArtefactError, BusyError, StorageError
-from jaxrnn.packing import Piece, arrays, packed
 
 ROOT = Path("runs")
 SETTING = re.compile(r"( {2})?(\w+):(?: (.*))?")  # a line of config.yaml, perhaps one below another
@@ -44,7 +39,6 @@ LARGEST_CONFIG = 1 << 20  # bytes
 HELD = 0.05  # seconds that a line may wait for others
 LONGEST_LINE = 1 << 20  # bytes of a record in a .jsonl file
 FOLDERS = ("checkpoints", "model", "plots")  # of a run
-MODEL_FILES = ("model.json", "params.safetensors", "vocabulary.json")
 
 
 def new_folder(experiment: str, *, prefix: str = "", root: Path = ROOT) -> Path:
@@ -214,79 +208,6 @@ def settings(run: Path) -> dict[str, str]:
 def _joined(lines: list[str]) -> str:
     items = all(line.startswith("- ") for line in lines)
     return "[" + ",".join(line[2:] for line in lines) + "]" if items else " ".join(lines)
-
-
-class Saved(NamedTuple):
-    """What a model/ folder holds."""
-
-    settings: dict  # model.json: what rebuilds the network, its labels, how text became tokens
-    arrays: dict[str, np.ndarray]
-    vocabulary: str  # the text of vocabulary.json, not parsed yet
-
-
-def save_model(run: Path, saved: Saved) -> Path:
-    """Commit model/, in the place of the one there was."""
-    content: dict[str, list[Piece]] = {
-        "model.json": [json.dumps(saved.settings, indent=1, ensure_ascii=False, allow_nan=False).encode()],
-        "params.safetensors": packed(saved.arrays),
-        "vocabulary.json": [saved.vocabulary.encode()],
-    }
-    commit(run / "model", content, {})
-    return run / "model"
-
-
-def load_model(run: Path) -> Saved:
-    """The model of a run. Each file is compared with the manifest, then parsed; ArtefactError says what differs."""
-    folder = run / "model"
-    if not folder.is_dir():
-        raise ArtefactError(f"{run} holds no model/: expected a run folder that jaxrnn.train has written")
-    check_config(run)
-    _, content = verified(folder)
-    if sorted(content) != sorted(MODEL_FILES):
-        raise ArtefactError(f"{folder / 'manifest.json'}: expected the files {', '.join(MODEL_FILES)}")
-    named = arrays(content["params.safetensors"], folder / "params.safetensors")
-    settings = parsed(content["model.json"], folder / "model.json")
-    if not isinstance(settings, dict):
-        raise ArtefactError(f"{folder / 'model.json'}: expected a JSON object")
-    try:
-        vocabulary = content["vocabulary.json"].decode()
-    except UnicodeDecodeError as error:
-        raise ArtefactError(f"{folder / 'vocabulary.json'}: not UTF-8: {error}") from None
-    return Saved(settings, named, vocabulary)
-
-
-def flat(tree: Any) -> dict[str, np.ndarray]:
-    """A tree of arrays by name: NamedTuple fields by theirs, positions by number, joined with dots."""
-    import jax
-
-    return {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def filled(template: Any, named: Mapping[str, np.ndarray], where: str) -> Any:
-    """`template` (shapes) with its leaves from `named`; ArtefactError names a leaf that is missing, extra or other."""
-    import jax
-
-    leaves, structure = jax.tree_util.tree_flatten_with_path(template)
-    names = [_name(path) for path, _ in leaves]
-    strange = sorted(set(named) - set(names))
-    if strange:
-        raise ArtefactError(f"{where}: array {strange[0]!r} is not part of the network ({', '.join(names)})")
-    values = []
-    for name, (_, leaf) in zip(names, leaves, strict=True):
-        if name not in named:
-            raise ArtefactError(f"{where}: array {name!r} of the network is missing")
-        found = named[name]
-        if found.shape != leaf.shape or found.dtype != leaf.dtype:
-            raise ArtefactError(
-                f"{where}: array {name!r} is {found.dtype}{list(found.shape)}, expected {leaf.dtype}{list(leaf.shape)}"
-            )
-        values.append(found)
-    return jax.tree_util.tree_unflatten(structure, values)
-
-
-def _name(path: Any) -> str:
-    parts = (next(getattr(key, kind) for kind in ("name", "idx", "key") if hasattr(key, kind)) for key in path)
-    return ".".join(map(str, parts))
 
 
 def find(run: str, root: Path = ROOT) -> Path:

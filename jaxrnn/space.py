@@ -17,9 +17,10 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple, cast
 
 from jaxrnn import config, planning
+from jaxrnn.allowed import Allowed, one_of, or_null, whole, words
 from jaxrnn.errors import ConfigurationError, unknown
 from jaxrnn.planning import Value
-from jaxrnn.settings import Allowed, Settings, checked, one_of, or_null, whole, words
+from jaxrnn.settings import Settings, checked
 
 SAMPLERS = ("tpe", "random", "grid", "cmaes")
 OPTIONS: dict[str, Allowed] = {

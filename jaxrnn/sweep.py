@@ -27,6 +27,7 @@ from jaxrnn import (
     launchers,
     processes,
     progress,
+    ranking,
     report,
     results,
     runs,
@@ -294,7 +295,7 @@ def conclude(folder: Path, settings_of: Callable[[int], Settings], also: Sequenc
     The last line is where the sweep is, whatever may be wrong with the report.
     """
     try:
-        ranked = results.ranking(results.collect([os.path.join(".", folder), *also]))  # "latest" is a folder here
+        ranked = ranking.ranked(results.collect([os.path.join(".", folder), *also]))  # "latest" is a folder here
         print(report.text(ranked), flush=True)
         best = ranked.configurations[0].runs[0].folder if ranked.configurations else folder
         if best.parent == folder and not (best / "plots" / "curves.png").exists():

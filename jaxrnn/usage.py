@@ -6,7 +6,8 @@ from dataclasses import fields
 from typing import Any
 
 from jaxrnn import config
-from jaxrnn.settings import CHECKPOINT, FLOW, GROUPS, KEYS, RANGES, Settings, anything, like
+from jaxrnn.allowed import anything, like
+from jaxrnn.settings import CHECKPOINT, FLOW, GROUPS, KEYS, RANGES, Settings
 
 EXAMPLES = """\
 python -m jaxrnn.train                                         the default: phrases of a small grammar, seconds

@@ -15,7 +15,20 @@ import numpy as np
 import pytest
 import yaml
 
-from jaxrnn import artefact, command, config, devices, evaluate, job, loggers, predict, progress, runs, settings, train
+from jaxrnn import (
+    artefact,
+    command,
+    config,
+    devices,
+    evaluate,
+    job,
+    loggers,
+    predict,
+    progress,
+    settings,
+    stored,
+    train,
+)
 from jaxrnn.errors import ConfigurationError, DataError
 
 COMMANDS = {"train": train.main, "evaluate": evaluate.main, "predict": predict.main}
@@ -74,7 +87,7 @@ def test_the_run_folder_holds_what_the_contract_names(trained):
     assert summary["status"] == "completed"
     assert summary["steps"] == 8
     assert summary["test"]["rows"] == 30
-    assert summary["parameters"] == sum(a.size for a in runs.load_model(folder).arrays.values())
+    assert summary["parameters"] == sum(a.size for a in stored.load_model(folder).arrays.values())
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "grad_norm" in record] == [2, 4, 6, 8]
     assert [record["step"] for record in records if "flow" in record] == list(range(9))
@@ -380,7 +393,7 @@ def test_a_sweep_goes_on_when_a_job_fails(tmp_path, capsys):
 def test_the_same_command_gives_the_same_model(trained, tmp_path, capsys):
     code, *_ = call("train", *TINY, "hydra.run.dir=again", capsys=capsys)
     assert code == 0
-    first, second = runs.load_model(trained[0]).arrays, runs.load_model(tmp_path / "again").arrays
+    first, second = stored.load_model(trained[0]).arrays, stored.load_model(tmp_path / "again").arrays
     np.testing.assert_equal(first, second)
 
 
@@ -399,9 +412,9 @@ def test_the_same_command_gives_the_same_model(trained, tmp_path, capsys):
     ],
 )
 def test_a_record_from_a_stranger_is_checked(trained, tmp_path, change, says, capsys):
-    saved = runs.load_model(trained[0])
+    saved = stored.load_model(trained[0])
     change(saved.settings)
-    runs.save_model(tmp_path, saved)
+    stored.save_model(tmp_path, saved)
     code, _, err = call("predict", tmp_path, "good", capsys=capsys)
     assert code == 5, err
     assert says in err[-1]
@@ -427,9 +440,9 @@ def test_relative_data_are_found_from_elsewhere(tmp_path, monkeypatch):
 
 
 def test_data_that_have_changed_since_are_not_measured(trained, tmp_path, capsys):
-    saved = runs.load_model(trained[0])
+    saved = stored.load_model(trained[0])
     saved.settings["dataset"]["train_rows"] = 20
-    runs.save_model(tmp_path, saved)
+    stored.save_model(tmp_path, saved)
     code, _, err = call("evaluate", tmp_path, capsys=capsys)
     assert code == 5
     assert "changed since" in err[-1]

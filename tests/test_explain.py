@@ -11,9 +11,10 @@ import pytest
 from members import CELLS
 
 import jaxrnn
-from jaxrnn import command, page, picture, runs, steptable
+from jaxrnn import command, packing, page, picture, steptable
 from jaxrnn import explain as explaining
 from jaxrnn.errors import ConfigurationError
+from jaxrnn.stored import Saved, save_model
 from jaxrnn.vocabulary import Vocabulary
 
 # i love cats: H = 2, one-hot words, stored weights; W_xh has a column for each of <padding> <unknown> cats i love
@@ -34,7 +35,7 @@ def stored(folder, tokens=TOKENS, labels=("bad", "good"), fill=None, dataset=Non
     record = {"format": 1, "network": network, "labels": list(labels), "dataset": dataset or {"name": "phrases"},
               "tokenizer": {"name": "words"}, "max_length": 512}  # fmt: skip
     folder.mkdir(exist_ok=True)
-    runs.save_model(folder, runs.Saved(record, runs.flat(params), Vocabulary(tuple(tokens)).to_json()))
+    save_model(folder, Saved(record, packing.flat(params), Vocabulary(tuple(tokens)).to_json()))
     return folder
 
 

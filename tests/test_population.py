@@ -28,6 +28,7 @@ from jaxrnn import (
     planning,
     population,
     runs,
+    stored,
     sweep,
     train,
     vmapped,
@@ -106,8 +107,8 @@ def same(folder, alone):
     np.testing.assert_allclose(flows(folder), flows(summary["run"]), rtol=1e-3, atol=1e-3)
     assert member["test"]["confusion"] == summary["test"]["confusion"]
     assert member["test"]["loss"] == pytest.approx(summary["test"]["loss"], rel=5e-5)
-    for name, array in runs.load_model(Path(summary["run"])).arrays.items():
-        np.testing.assert_allclose(runs.load_model(Path(folder)).arrays[name], array, atol=5e-4)
+    for name, array in stored.load_model(Path(summary["run"])).arrays.items():
+        np.testing.assert_allclose(stored.load_model(Path(folder)).arrays[name], array, atol=5e-4)
     here, there = (checkpoints.newest(Path(place), print) for place in (folder, summary["run"]))
     assert (here.step, here.epoch, here.batch) == (there.step, there.epoch, there.batch)
     for name, array in there.state.items():
@@ -566,7 +567,7 @@ def test_members_share_a_core_and_nobody_else_is_kept_there(monkeypatch):
         told.add(("ended", len(here(0))))
         return save(*arguments)
 
-    save = runs.save_model
+    save = stored.save_model
     monkeypatch.setattr(population.Population, "_made", calling)
     monkeypatch.setattr(runs, "save_model", saving)
     swept([["seed=0"], ["seed=1"]], 2, lambda number, record: watched.append(here(0)) or False)
@@ -586,7 +587,7 @@ def test_where_threads_cannot_be_kept_on_a_core_they_go_anywhere(monkeypatch):
 
 def test_who_writes_at_the_end_keeps_neither_a_turn_nor_a_place(monkeypatch):
     """Those that have trained write until all have begun to train, also the ones that waited for their places."""
-    save, segment, begun = runs.save_model, population.Population._segment, set()
+    save, segment, begun = stored.save_model, population.Population._segment, set()
     end = time.monotonic() + DEADLOCK
 
     def slow(*arguments):

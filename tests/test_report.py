@@ -8,7 +8,7 @@ import shlex
 
 import pytest
 
-from jaxrnn import command, config, job, planning, report, reportpage, results, runs
+from jaxrnn import command, config, job, planning, ranking, report, reportpage, results, runs
 from jaxrnn.errors import ArtefactError, ConfigurationError
 
 
@@ -73,13 +73,13 @@ def test_a_sweep_is_ranked_by_validation_with_an_interval_over_seeds(sweep, caps
         ["2", "vanilla", "3", "0.7200", "±", f"{half:.4f}", "0.9800", "±", f"{half / 2:.4f}"],
     ]
     assert f"{sweep}/5, trained again by\n  python -m jaxrnn.train cell=gru epochs=2 seed=2" in out
-    assert report.text(results.ranking(results.collect([str(sweep)]))) + "\n" == out
+    assert report.text(ranking.ranked(results.collect([str(sweep)]))) + "\n" == out
 
 
 def test_one_run_has_no_interval(tmp_path, capsys):
     made(tmp_path / "a", ["cell=gru"], 0.75, 0.5)
     _, out, _ = call(tmp_path / "a", capsys=capsys)
-    assert "±" not in out.replace(results.NOTE, "")
+    assert "±" not in out.replace(ranking.NOTE, "")
     assert "1 completed run, 1 configuration\n" in out
     assert "none for one run" in out
 
@@ -139,7 +139,7 @@ def test_of_a_pruned_configuration_no_seed_counts(sweep, capsys):
 
 def test_values_that_a_run_was_not_told_are_its_defaults(tmp_path):
     found = [results.read(made(tmp_path / "a", ["cell=gru", "cell=lstm"])), results.read(made(tmp_path / "b", []))]
-    ranked = results.ranking(found)
+    ranked = ranking.ranked(found)
     assert ranked.keys == ("cell",)
     assert {row.values["cell"] for row in ranked.configurations} == {"lstm", "(default)"}
 
@@ -147,21 +147,21 @@ def test_values_that_a_run_was_not_told_are_its_defaults(tmp_path):
 def test_runs_are_compared_by_what_they_were_not_by_the_words_typed(tmp_path):
     lines = [["cell=vanilla"], ["seed=0"], ["seed=1", "hidden_size=64", "plots=auto"], ["cell=gru", "seed=0"]]
     found = [results.read(recorded(tmp_path / str(n), line)) for n, line in enumerate(lines)]
-    ranked = results.ranking(found)
+    ranked = ranking.ranked(found)
     assert ranked.keys == ("cell",)
     assert {row.values["cell"]: len(row.runs) for row in ranked.configurations} == {"vanilla": 2, "gru": 1}
     assert [run.folder.name for run in ranked.repeated] == ["0"]
     assert {line["cell"]: line["seed"] for line in csv.DictReader(report.as_csv(ranked).splitlines())} == {
         "vanilla": "0", "gru": "0"}  # fmt: skip
-    assert {row.values["hidden_size"] for row in results.ranking(found, ["hidden_size"]).configurations} == {"64"}
-    assert {row.values["layers"] for row in results.ranking(found, ["layers"]).configurations} == {"1"}
+    assert {row.values["hidden_size"] for row in ranking.ranked(found, ["hidden_size"]).configurations} == {"64"}
+    assert {row.values["layers"] for row in ranking.ranked(found, ["layers"]).configurations} == {"1"}
 
 
 def test_what_nobody_typed_parts_runs_too_unless_it_decides_nothing(tmp_path):
     for number, (size, plots) in enumerate(((8, "auto"), (8, "never"), (16, "auto"))):
         folder = recorded(tmp_path / str(number), [f"hidden_size={size}", f"plots={plots}", f"seed={number}"])
         (folder / "overrides.json").write_text(json.dumps(["experiment=mine", f"seed={number}"]))
-    ranked = results.ranking(results.collect([str(tmp_path / "*")]))
+    ranked = ranking.ranked(results.collect([str(tmp_path / "*")]))
     assert [(row.values, len(row.runs)) for row in ranked.configurations] == [
         ({"hidden_size": "8"}, 2), ({"hidden_size": "16"}, 1)]  # fmt: skip
 
@@ -365,7 +365,7 @@ def test_latest_is_the_sweep_of_the_newest_run(sweep, monkeypatch):
 
 def test_ranking_by_a_key_that_no_run_has_names_the_nearest(sweep):
     with pytest.raises(ConfigurationError, match="epochs"):
-        results.ranking(results.collect([str(sweep)]), ["epoch"])
+        ranking.ranked(results.collect([str(sweep)]), ["epoch"])
     with pytest.raises(ArtefactError, match="not a folder"):
         results.collect([str(sweep / "99")])
 

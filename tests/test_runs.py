@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from jaxrnn import history, loggers, plots, runs
+from jaxrnn import history, loggers, packing, plots, runs, stored
 from jaxrnn.errors import ArtefactError, StorageError
 
 
@@ -31,21 +31,21 @@ def tree():
 
 @pytest.fixture
 def run(tmp_path):
-    saved = runs.Saved({"format": 1}, runs.flat(tree()), '{"<padding>": 0}\n')
-    runs.save_model(tmp_path, saved)
+    saved = stored.Saved({"format": 1}, packing.flat(tree()), '{"<padding>": 0}\n')
+    stored.save_model(tmp_path, saved)
     return tmp_path
 
 
 def test_names_of_leaves_are_fields_and_numbers():
-    assert list(runs.flat(tree())) == ["table", "layers.0.W", "layers.0.b", "layers.1.W", "layers.1.b"]
+    assert list(packing.flat(tree())) == ["table", "layers.0.W", "layers.0.b", "layers.1.W", "layers.1.b"]
 
 
 def test_save_then_load_is_the_identity(run):
-    found = runs.load_model(run)
-    again = runs.filled(tree(), found.arrays, "here")
+    found = stored.load_model(run)
+    again = packing.filled(tree(), found.arrays, "here")
     assert found.settings == {"format": 1}
     assert found.vocabulary == '{"<padding>": 0}\n'
-    np.testing.assert_equal(runs.flat(again), runs.flat(tree()))
+    np.testing.assert_equal(packing.flat(again), packing.flat(tree()))
     assert sorted(path.name for path in run.iterdir()) == ["model"]
 
 
@@ -62,13 +62,13 @@ def test_save_then_load_is_the_identity(run):
     ],
 )
 def test_a_wrong_array_is_named(change, says):
-    arrays = runs.flat(tree())
+    arrays = packing.flat(tree())
     change(arrays)
     with pytest.raises(ArtefactError, match=says):
-        runs.filled(tree(), arrays, "here")
+        packing.filled(tree(), arrays, "here")
 
 
-@pytest.mark.parametrize("name", [*runs.MODEL_FILES, "manifest.json"])
+@pytest.mark.parametrize("name", [*stored.MODEL_FILES, "manifest.json"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone", "empty", "pickle"])
 def test_damage_is_found_before_use(run, name, damage):
     path = run / "model" / name
@@ -81,7 +81,7 @@ def test_damage_is_found_before_use(run, name, damage):
     else:
         path.write_bytes({"cut": content[:-1], "empty": b"", "pickle": b"cos\nsystem\n(S'touch CANARY'\ntR."}[damage])
     with pytest.raises(ArtefactError, match=name.replace(".", r"\.") if damage == "gone" else "model"):
-        runs.load_model(run)
+        stored.load_model(run)
     assert not os.path.exists("CANARY")
 
 
@@ -96,7 +96,7 @@ def test_what_is_no_safetensors_file_is_refused_even_with_its_right_sum(run):
     }  # fmt: skip
     (run / "model" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtefactError, match="not a safetensors file"):
-        runs.load_model(run)
+        stored.load_model(run)
 
 
 def test_new_folders_are_never_shared(tmp_path):
@@ -129,7 +129,7 @@ def test_a_failing_disk_leaves_no_half_model(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(StorageError, match="bytes are free"):
-        runs.save_model(tmp_path, runs.Saved({}, {}, "{}"))
+        stored.save_model(tmp_path, stored.Saved({}, {}, "{}"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -27,6 +27,7 @@ from jaxrnn import (
     progress,
     runs,
     standing,
+    stored,
     sweep,
     train,
 )
@@ -93,7 +94,7 @@ def test_a_sweep_over_numbers_compiles_once_and_each_job_is_the_run_alone(tmp_pa
         del alone[timed], member[timed]
     assert member == {key: value for key, value in alone.items() if key != "run"}
     assert records("s/3") == records(alone["run"])
-    np.testing.assert_equal(runs.load_model(Path("s/3")).arrays, runs.load_model(Path(alone["run"])).arrays)
+    np.testing.assert_equal(stored.load_model(Path("s/3")).arrays, stored.load_model(Path(alone["run"])).arrays)
     there = {path.relative_to(alone["run"]) for path in Path(alone["run"]).rglob("*")}
     drawn = {Path("plots/curves.png"), Path("plots/confusion.png")}
     assert drawn < there and there - drawn == {p.relative_to("s/3") for p in Path("s/3").rglob("*")} - drawn
@@ -245,7 +246,7 @@ def test_a_population_that_was_stopped_or_killed_does_what_is_missing(capsys):
     for number in map(str, range(4)):
         assert records(f"cut/{number}") == records(f"whole/{number}")
         np.testing.assert_equal(
-            runs.load_model(Path("cut", number)).arrays, runs.load_model(Path("whole", number)).arrays
+            stored.load_model(Path("cut", number)).arrays, stored.load_model(Path("whole", number)).arrays
         )
     assert call(*line[:-1], "seed=range(3)", "hydra.sweep.dir=cut", capsys=capsys)[0] == 6
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
-from jaxrnn import fit, optimizers, resuming, runs
+from jaxrnn import fit, optimizers, packing, resuming
 from jaxrnn.types import Corpus, Hyper
 from tests.members import copied, distance, no_kernel
 
@@ -166,11 +166,11 @@ def test_a_state_is_taken_up_by_programs_that_keep_another(corpus, deferred):
     """In the middle of an epoch: what is dense in one is deferred in the other, or for epochs of another length."""
 
     def taken(programs, state):
-        named = runs.flat(state)
-        return resuming.refitted(programs, runs.filled(resuming.recorded(programs, named), named, "here"))
+        named = packing.flat(state)
+        return resuming.refitted(programs, packing.filled(resuming.recorded(programs, named), named, "here"))
 
     dense, there = built(corpus, "dense"), at_second(deferred)
-    for one, other in zip(runs.flat(taken(deferred, there)).items(), runs.flat(there).items(), strict=True):
+    for one, other in zip(packing.flat(taken(deferred, there)).items(), packing.flat(there).items(), strict=True):
         np.testing.assert_array_equal(one[1], other[1])
     settled, expected = taken(dense, there), at_second(dense)
     longer = [np.append(numbers, [0, 0, 0]).astype(np.float32) for numbers in there.optimizer.behind[1:3]]
