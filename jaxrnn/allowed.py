@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,12 @@ def _read_text(value):
     return value
 
 
+def _read_path(value):
+    return os.path.expanduser(_read_text(value))
+
+
 switch = Allowed("true or false", _read_switch)
+path = Allowed("a path", _read_path)
 words = Allowed("a word or a path", _read_text)
 anything = Allowed("anything", lambda value: value)
 

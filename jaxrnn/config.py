@@ -171,7 +171,7 @@ def checked(loader: Any, found: Composed, config_dir: str | None = None) -> Sett
         default,
         experiment=choices.get("experiment") or "default",
         overrides=tuple(hydra.overrides.task),
-        directory=str(hydra.run.dir) if explicit else None,
+        directory=directory(hydra.run) if explicit else None,
         config_dir=config_dir,
     )
     for name in settings.logger:
@@ -186,6 +186,11 @@ PLACES = {  # keys of Hydra's that name a folder -> why they do not here, alone 
     "hydra.sweep": ("expected hydra.sweep.dir=DIR",) * 2,
     "hydra.sweep.subdir": ("it is of sweeps, and there job n is in the folder n",) * 2,
 }
+
+
+def directory(node: Any) -> str:
+    """The folder that hydra.run or hydra.sweep names; ~ is the user's."""
+    return os.path.expanduser(str(node.dir))
 
 
 def check_places(lines: Iterable[str], multirun: bool) -> None:

@@ -50,7 +50,7 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan 
         example, known = first(loader, found, [*launching, *places])
         if example.config.hydra.runtime.choices["hydra/sweeper"] == "optuna":
             return None
-        directory, choices = str(example.config.hydra.sweep.dir) if places else None, []
+        directory, choices = config.directory(example.config.hydra.sweep) if places else None, []
         for override in found:
             key, line, swept = override.get_key_element(), override.input_line, override.is_sweep_override()
             if swept and (_launches(key) or _places(override)):

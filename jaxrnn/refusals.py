@@ -16,7 +16,7 @@ def refusal(error: BaseException, loader: Any, overrides: Sequence[str]) -> Conf
 
     first = str(error).partition("\n")[0]
     if isinstance(error, OverrideParseException):
-        return ConfigurationError(f"cannot read {error.override!r}: expected key=value, quoted where it has blanks")
+        return ConfigurationError(f"cannot read {error.override!r}: expected {_quoted(str(error.override))}")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         if group == "hydra/launcher" and (package := LAUNCHERS.get(name.partition("_")[0])):
@@ -24,7 +24,8 @@ def refusal(error: BaseException, loader: Any, overrides: Sequence[str]) -> Conf
         return ConfigurationError(unknown(group, name, error.options or loader.get_group_options(group)))
     if "--multirun" in str(error):
         line = re.findall(r"'([^']*=[^']*)'", first)
-        return ConfigurationError(f"{' '.join(line[:1])}: several values need -m (a sweep); a list is written [a,b]")
+        way = f"a path is written {_quoted(line[0])}" if line and _is_path(line[0]) else "a list is written [a,b]"
+        return ConfigurationError(f"{' '.join(line[:1])}: several values need -m (a sweep); {way}")
     if found := re.match(r"Could not override '([^']*)'", first):
         key = max([found[1], *_keys(error)], key=len)
         return schema.unknown_key(key, _known(loader, overrides), _owners(loader, key))
@@ -57,6 +58,17 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _keys(error: BaseException) -> Iterator[str]:
     """The dotted keys that OmegaConf's errors along the chain are about."""
     yield from filter(None, (getattr(e, "full_key", None) for e in _chain(error)))
+
+
+def _is_path(line: str) -> bool:
+    return line.partition("=")[0].rpartition(".")[2] in ("path", "valid_path", "test_path", "root", "dir")
+
+
+def _quoted(line: str) -> str:
+    """How a path is written that Hydra would take apart: "dataset.path='a b.tsv'", both pairs of quotes."""
+    key, _, value = line.partition("=")
+    plain = _is_path(line) and not set(value) & set("'\"\\$")
+    return f"\"{key}='{value}'\", with both pairs of quotes" if plain else "key=value, quoted where it has blanks"
 
 
 def _chooses(line: str, groups: set[str]) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxrnn.allowed import Allowed, labels, like, names, number, one_of, or_null, switch, whole
+from jaxrnn.allowed import Allowed, labels, like, names, number, one_of, or_null, path, switch, whole
 from jaxrnn.errors import ConfigurationError
 
 _POSITIVE, _SHARE, _DECAY = number(above=True), number(0, 1, below=True), number(0, 1, below=True)
@@ -32,6 +32,7 @@ RANGES: dict[str, dict[str, Allowed]] = {
     "dataset": {
         "valid_share": _SHARE,
         "test_share": _SHARE,
+        **dict.fromkeys(("path", "valid_path", "test_path", "root"), or_null(path)),
         "max_characters": or_null(whole(1)),
         "on_bad_row": one_of("error", "skip"),
         "labels": labels,

@@ -110,7 +110,7 @@ def search(overrides: Sequence[str], *, config_dir: str | None = None) -> Iterat
 
         held = [compose(spelled(corner)) for corner in corners(found)]
         explicit = any(line.lstrip("+").startswith("hydra.sweep.dir=") for line in own)
-        directory = str(hydra.sweep.dir) if explicit else None
+        directory = config.directory(hydra.sweep) if explicit else None
         yield Search(directory, launcher, members, options, found, fixed, compose, held[0])
 
 

@@ -241,6 +241,8 @@ def encode(
     if splits.strict and report["warnings"]:
         raise DataError(f"dataset.strict=true: {'; '.join(report['warnings'])}")
     report["warnings"] += quality.left_out(report["files"])
+    if report["cut"]:
+        report["warnings"].append(f"{report['cut']:,} texts are longer than max_length={max_length} and were cut")
     return Encoded(corpus, vocabulary, names, report)
 
 

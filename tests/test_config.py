@@ -1,5 +1,6 @@
 """From the command line to Settings: what is composed, what is refused and in which words."""
 
+import os
 import subprocess
 import sys
 import typing
@@ -92,6 +93,16 @@ def test_refusals_name_the_key_what_was_given_and_what_is_allowed(line):
     message = str(refused.value)
     assert all(part in message for part in REFUSED[line]), message
     assert message.count("\n") < 2
+
+
+@pytest.mark.parametrize("path", ["~/a.tsv", "a b (1).tsv", "a=b.tsv", "a,b.tsv"])
+def test_a_path_that_hydra_would_take_apart_is_refused_as_it_has_to_be_written(path):
+    with pytest.raises(ConfigurationError) as refused:
+        config.compose(["dataset=files", f"dataset.path={path}"])
+    line = f"dataset.path='{path}'"
+    assert f'"{line}", with both pairs of quotes' in str(refused.value)
+    found = config.compose(["dataset=files", line, f"hydra.run.dir='{path}'"])
+    assert found.dataset.path == found.directory == path.replace("~", os.path.expanduser("~"))
 
 
 def test_the_defaults_are_those_of_conf():

@@ -96,7 +96,8 @@ def test_a_chunk_of_a_corpus_is_invisible(monkeypatch):
 def test_long_texts_are_cut_and_counted(end):
     found = encoded(max_length=3, tokenizer=text.words(end=end))
     assert found.corpus.length.max() == 3
-    assert found.report["cut"] == (12 + 12 + 12 if end else 12)
+    assert found.report["cut"] == (count := 12 + 12 + 12 if end else 12)
+    assert found.report["warnings"][-1] == f"{count} texts are longer than max_length=3 and were cut"
     tokens, offset = text.encode_texts(["a cat ran off"], text.words(end=end), found.vocabulary, 3)
     assert tokens.tolist() == row(found.corpus, 2)
     assert offset.tolist() == [0, 3]
@@ -141,13 +142,18 @@ def test_labels_are_sorted_as_numbers_where_all_are(labels, expected):
         (([], None, None), "train split is empty"),
         ((ROWS, [], ROWS), "valid split is empty"),
         ((ROWS, ROWS, [("a", "maybe")]), "'maybe'"),
-        ((ROWS[:4], None, None), "too few to split"),
+        ((ROWS[:4], None, None), "4 rows of 2 labels are too few of each to split"),
         (([("a", str(n)) for n in range(10_001)], ROWS, ROWS), "right column"),
     ],
 )
 def test_what_is_no_data_set_is_refused(splits, message):
     with pytest.raises(DataError, match=message):
         encoded(*splits)
+
+
+def test_a_share_of_nothing_is_named():
+    with pytest.raises(DataError, match=r"the test split is empty: dataset\.test_share=0 gives it no rows"):
+        encoded(ROWS * 9, None, None, test_share=0.0)
 
 
 def changed(**changes):

@@ -36,12 +36,12 @@ def share_out(
             taken[name], start = np.sort(shuffled[mine]), stop
     taken["train"] = np.sort(shuffled[position >= np.repeat(start, count)])
     rows = [taken[name] for name in ("train", "valid", "test")]
-    for name, part in zip(("train", "valid", "test"), rows, strict=True):
+    for name, part, share in zip(("train", "valid", "test"), rows, (1.0, *shares), strict=True):
         if not len(part):
-            raise DataError(
-                f"the {name} split is empty: {len(pool)} rows are too few to split; "
-                f"give dataset.{name}_path or more rows"
-            )
+            few = f"{len(pool):,} rows of {np.count_nonzero(count):,} labels are too few of each to split"
+            why = few if share else f"dataset.{name}_share=0 gives it no rows"
+            way = f"give dataset.{name}_path{' or more rows' if share else ''}"
+            raise DataError(f"the {name} split is empty: {why}; {way}")
     return rows
 
 
