@@ -93,8 +93,9 @@ def fit(
                 last = refused + 1 >= nonfinite_limit
                 if not last:
                     refused, done, at = refused + 1, done + 1, at + 1
-                    if go_back:
-                        state = go_back()
+                    if go_back:  # settled: it may have had more updates of an epoch than there will be room for
+                        back = programs.segment(go_back(), hyper, programs.data, order, *_from_to(at, at, True))
+                        state = back[0]
                 now = Position(done, epoch, at, False, best, waited, refused, _joined(logs))
                 yield Report(epoch, done, at, EMPTY, None, None, False, seconds, state, now, guilty)
                 if last:

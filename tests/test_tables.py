@@ -199,3 +199,23 @@ def test_a_refused_update_leaves_the_rows_as_they_stand(deferred):
         for report in fit.fit(deferred, Hyper(1e38), plan, plan(0)[:2], seed=1, epochs=1, nonfinite_limit=3):
             seen.append([np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(report.state[:3])])
     assert len(seen) >= 4 and seen[-1] == seen[-2] == seen[-3]
+
+
+def test_going_back_into_an_epoch_leaves_room_for_the_rest_of_another(deferred):
+    """The state it goes back to has had eight of an epoch's twelve updates, and ten of another follow."""
+    reports = fit.fit(deferred, NUMBERS, plan, plan(0)[:2], seed=1, epochs=1)
+    middle = next(copied(deferred, report.state) for report in reports)
+    assert int(middle.optimizer.behind.now) == 8
+    refused = []
+
+    def segment(state, hyper, data, order, begin, end, last):
+        if begin == 1 and end > begin and not refused:
+            refused.append(begin)
+            return state, np.full((4, STEPS), np.inf, np.float32), np.int32(0)
+        return deferred.segment(state, hyper, data, order, begin, end, last)
+
+    for report in fit.fit(deferred._replace(segment=segment), NUMBERS, plan, plan(0)[:2], seed=1, epochs=2,
+                          report_every=[1], nonfinite_limit=2,
+                          go_back=lambda: resuming.placed(deferred, middle)):  # fmt: skip
+        assert resuming.sound(resuming.kept(deferred, report.state))
+    assert refused and report.step == 2 * STEPS

@@ -69,7 +69,7 @@ static void sort(Call *s, int32_t *place, int32_t *first, int32_t *spare_place) 
     for (int b = 0; b < s->B; b++)
       if (t < s->length[b]) place[n++] = t * s->B + b;
   int32_t *from = place, *to = spare_place;
-  for (int shift = 0; (s->V - 1) >> shift; shift += DIGIT) {
+  for (int shift = 0; shift < 31 && (s->V - 1) >> shift; shift += DIGIT) {
     memset(count, 0, sizeof count);
     for (int i = 0; i < n; i++) count[s->id[from[i]] >> shift & ((1 << DIGIT) - 1)]++;
     for (int digit = 0, sum = 0; digit < 1 << DIGIT; digit++) {
@@ -288,6 +288,9 @@ static void drift(Call *s) {
 
 /* ---- the calls -------------------------------------------------------------------------------------------------- */
 
+static XLA_FFI_Error *out_of_step(const XLA_FFI_CallFrame *call) {
+  return failed(call, "more updates than an epoch has", XLA_FFI_Error_Code_INVALID_ARGUMENT);
+}
 static XLA_FFI_Error *out_of_memory(const XLA_FFI_CallFrame *call) {
   return failed(call, "out of memory", XLA_FFI_Error_Code_RESOURCE_EXHAUSTED);
 }
@@ -308,6 +311,7 @@ XLA_FFI_Error *jaxrnn_read(XLA_FFI_CallFrame *call) {
             .k.b1 = number(call, 8), .k.b2 = number(call, 9), .k.eps = number(call, 10), .id = argument(call, 11),
             .length = argument(call, 12), .V = size(call, 0, 0), .E = size(call, 0, 1), .T = size(call, 11, 0),
             .B = size(call, 11, 1)};
+  if (s.now < 0 || s.now >= size(call, 4, 0)) return out_of_step(call);
   s.x = result(call, 0), s.place = result(call, 1), s.first = result(call, 2);
   char *room = room_for(sizeof(int32_t) * s.T * s.B + sizeof(Behind) * (s.now + 1));
   if (!room) return out_of_memory(call);
@@ -329,6 +333,7 @@ XLA_FFI_Error *jaxrnn_settle(XLA_FFI_CallFrame *call) {
             .k.b2 = number(call, 9), .k.eps = number(call, 10), .table = in_place(call, 0, wide), .mu = in_place(call, 1, wide), .nu = in_place(call, 2, wide),
             .since = in_place(call, 3, sizeof(int32_t) * V), .drift = in_place(call, 4, sizeof(real) * steps),
             .shrink = in_place(call, 5, sizeof(real) * steps)};
+  if (s.now < 0 || s.now >= steps) return out_of_step(call);
   jaxrnn_in_parallel(wide < 1 << 16 ? 1 : jaxrnn_cores, (V + IDS - 1) / IDS, settle_task, &s);
   memset(s.since, 0, sizeof(int32_t) * V), memset(s.drift, 0, sizeof(real) * steps);
   for (int i = 0; i < steps; i++) s.shrink[i] = 1;
@@ -366,6 +371,7 @@ XLA_FFI_Error *jaxrnn_learn(XLA_FFI_CallFrame *call) {
   }
   if (has_table) {
     int at = 3 * arrays, from = gradients + arrays;
+    if (s.now < 0 || s.now + 1 >= size(call, at + 4, 0)) return out_of_step(call);
     s.V = size(call, at, 0), s.E = size(call, at, 1);
     size_t wide = sizeof(real) * s.V * s.E, steps = sizeof(real) * numbers_of(call, at + 4);
     s.table = in_place(call, at, wide), s.mu = in_place(call, at + 1, wide), s.nu = in_place(call, at + 2, wide);
@@ -401,7 +407,7 @@ XLA_FFI_Error *jaxrnn_learn(XLA_FFI_CallFrame *call) {
   real norm = sqrt(square) * s.k.share, after = isinf(s.k.limit) ? norm : (real)sqrt(limited);
   s.k.scale = fmin(1, number(call, scalars + 10) / fmax(after, TINY));
   int finite = *(const uint8_t *)argument(call, scalars + 2) && isfinite(norm);
-  int sure = each == 1 && !atomic_load(&s.large) && fabs(s.k.rate) < 1e10 && s.k.decay < 1e10 && norm < 1e19;
+  int sure = each == 1 && !atomic_load(&s.large) && fabs(s.k.rate) < 1e10 && s.k.rate * s.k.decay <= 1 && norm < 1e19;
   for (int n = 0; sure && n < s.pieces; n++) s.piece[n].moved = s.piece[n].p; /* cannot leave the finite numbers */
   if (finite) {
     jaxrnn_in_parallel(threads, tasks, move_task, &s);
