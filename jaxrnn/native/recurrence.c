@@ -376,8 +376,7 @@ static Part part_of(const Call *s, int p, Room *room) {
     int turn = i / DEALT % (2 * s->parts);
     if ((turn < s->parts ? turn : 2 * s->parts - 1 - turn) == p) part.row[part.n++] = s->order[i];
   }
-  int longest = part.n ? s->length[part.row[0]] : 0;
-  part.T = longest < s->T ? longest : s->T;
+  part.T = part.n ? s->length[part.row[0]] : 0;
   part.alive = take(room, sizeof(int32_t) * (part.T + 1));
   for (int t = 0, n = part.n; t <= part.T; t++) {
     while (n && !longer(s, part.row[n - 1], t)) n--;
@@ -476,7 +475,7 @@ static void forward_part(void *given, int p) {
     }
   }
   for (int i = 0; i < part.n; i++) {
-    int row = part.row[i], length = s->length[row] < s->T ? s->length[row] : s->T;
+    int row = part.row[i], length = s->length[row];
     const real *last = length > 0 ? s->y + index_of(s, s->reverse ? 0 : length - 1, row) * H : s->zeros;
     memcpy(s->state + (size_t)row * H, last, sizeof(real) * H);
     if (cell == LSTM) memcpy(s->c_state + (size_t)row * H, c + (size_t)i * H, sizeof(real) * H);
@@ -557,15 +556,9 @@ static void backward_part(void *given, int p) {
 /* rows, longest first; equal ones as they came; count: room for T + 2 */
 static void sort(Call *s, int32_t *count) {
   memset(count, 0, sizeof *count * (s->T + 2));
-  for (int row = 0; row < s->B; row++) {
-    int n = s->length[row];
-    count[s->T - (n < 0 ? 0 : n > s->T ? s->T : n) + 1]++;
-  }
+  for (int row = 0; row < s->B; row++) count[s->T - s->length[row] + 1]++;
   for (int i = 1; i <= s->T + 1; i++) count[i] += count[i - 1];
-  for (int row = 0; row < s->B; row++) {
-    int n = s->length[row];
-    s->order[count[s->T - (n < 0 ? 0 : n > s->T ? s->T : n)]++] = row;
-  }
+  for (int row = 0; row < s->B; row++) s->order[count[s->T - s->length[row]]++] = row;
 }
 
 /* arguments of both: settings [4] int32 (cell, activation, reverse, has g_ys), x [T, B, D or G], length [B], W_xh [G, D],
@@ -573,7 +566,7 @@ static void sort(Call *s, int32_t *count) {
 static int opened(Call *s, const XLA_FFI_CallFrame *call, int backwards) {
   const int32_t *settings = argument(call, 0);
   *s = (Call){.call = call, .cell = settings[0], .f = settings[1], .reverse = settings[2]};
-  s->x = argument(call, 1), s->length = argument(call, 2), s->W_xh = argument(call, 3), s->W_hh = argument(call, 4);
+  s->x = argument(call, 1), s->W_xh = argument(call, 3), s->W_hh = argument(call, 4);
   s->b = argument(call, 5), s->b_q = argument(call, 6);
   s->T = size(call, 1, 0), s->B = size(call, 1, 1), s->D = size(call, 3, 1), s->H = size(call, 4, 1);
   s->G = GATES[s->cell] * s->H, s->R = KEPT[s->cell] * s->H, s->A = ADJOINTS[s->cell] * s->H;
@@ -581,14 +574,20 @@ static int opened(Call *s, const XLA_FFI_CallFrame *call, int backwards) {
   double work = 2.0 * s->B * s->T * s->G * (s->D + s->H);
   s->parts = work < 4e6 || threads == 1 ? 1 : threads < most ? threads : most;
   s->wide = filled(s->D), s->gates = s->cell == GRU ? 2 * s->H : s->G;
-  s->loose = s->B == 1 || s->B * s->T <= LOOSE;
+  s->loose = s->B == 1 || (int64_t)s->B * s->T <= LOOSE;
   s->sum_size = backwards ? (size_t)s->G * (s->wide + s->H) + s->G + s->H : 0;
   size_t x_size = (size_t)s->wide * s->G, h_size = (size_t)s->H * s->G, widest = s->G > s->wide ? s->G : s->wide;
   size_t numbers = x_size + h_size + widest + s->sum_size * s->parts;
-  char *at = room_for(sizeof(real) * numbers + sizeof(int32_t) * (s->B + s->T + 2) + 512 + room_of_part(s) * s->parts);
+  char *at = room_for(sizeof(real) * numbers + sizeof(int32_t) * (2 * s->B + s->T + 2) + 576 + room_of_part(s) * s->parts);
   if (!at) return 0;
   Room room = {at};
   s->order = take(&room, sizeof(int32_t) * s->B);
+  int32_t *length = take(&room, sizeof(int32_t) * s->B);
+  for (int row = 0; row < s->B; row++) {
+    int n = ((const int32_t *)argument(call, 2))[row];
+    length[row] = n < 0 ? 0 : n > s->T ? s->T : n;
+  }
+  s->length = length;
   int32_t *count = take(&room, sizeof(int32_t) * (s->T + 2));
   s->zeros = take(&room, sizeof(real) * widest);
   s->packed_x = take(&room, sizeof(real) * x_size);

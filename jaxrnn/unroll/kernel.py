@@ -39,7 +39,8 @@ def unfit(cell: Cell) -> str | None:
 def kernel(cell: Cell, params, xs: Array, length: Array | None = None, *, reverse: bool = False):
     """The answer and the gradients of `scan`, in C: xs [T, B, D] float32, length [B] -> (state [B, ...], ys [T, B, H]).
 
-    Raises ConfigurationError for a cell or numbers that it cannot compute, and where the C code has not been loaded.
+    Raises ConfigurationError for a cell or numbers that it cannot compute, and where the C code has not been loaded,
+    ValueError for shapes that do not fit. An infinite input may be answered with NaN where `scan` saturates.
     """
     reason = unfit(cell)
     if reason is None and str(params.W_hh.dtype) not in targets.dtypes():
@@ -48,6 +49,10 @@ def kernel(cell: Cell, params, xs: Array, length: Array | None = None, *, revers
     if reason:
         raise ConfigurationError(f"unroll=kernel {reason}; use unroll=bptt, or unroll=scan for any cell")
     T, B = xs.shape[:2]
+    words = jnp.issubdtype(xs.dtype, jnp.integer)
+    wide = B if length is None else len(length), None if words else xs.shape[2]
+    if wide != (B, None if words else params.W_xh.shape[1]):
+        raise ValueError(f"unroll=kernel: xs {xs.shape} and length ({wide[0]},) do not fit W_xh {params.W_xh.shape}")
     H, gates = cell.output_size, GATES[cell.name]
     full = H + -H % WIDTH
 
@@ -56,10 +61,10 @@ def kernel(cell: Cell, params, xs: Array, length: Array | None = None, *, revers
         wide = array.reshape(*array.shape[:-1], gates, H)
         return _filled(wide, full).reshape(*array.shape[:-1], gates * full)
 
-    if jnp.issubdtype(xs.dtype, jnp.integer):  # a product with one-hot vectors is a gather: no work for the kernel
+    if words:  # a product with one-hot vectors is a gather: no work for the kernel
         x, W_xh = blocks(project(params.W_xh, xs) + params.b_h), jnp.zeros((gates * full, 0), params.W_hh.dtype)
     else:
-        x, W_xh = xs, blocks(params.W_xh.T).T
+        x, W_xh = xs.astype(params.W_hh.dtype), blocks(params.W_xh.T).T
     W_hh = blocks(_filled(params.W_hh, full).T).T
     b_q = _filled(params.b_hn, full) if cell.name == "gru" else jnp.zeros(full, params.W_hh.dtype)
     length = jnp.full(B, T, jnp.int32) if length is None else length.astype(jnp.int32)
