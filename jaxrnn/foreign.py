@@ -10,7 +10,9 @@ import importlib.util
 import os
 import platform
 import secrets
+import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 import threading
@@ -26,6 +28,8 @@ NATIVE = Path(__file__).resolve().parent / "native"
 SOURCES = [NATIVE / name for name in ("recurrence.c", "adam.c", "batch.c", "threads.c", "threefry.c")]
 FLAGS = ("-O2", "-std=gnu11", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
 COMPILERS = ("cc", "gcc", "clang")  # after $CC
+
+UNUSABLE = (OSError, RuntimeError, AttributeError)
 
 _limits: list[ctypes.c_int] = []  # of each library that is loaded
 
@@ -60,7 +64,7 @@ def expect() -> bool:
     mark = _mark(_command())
     targets.declare(mark, "float32")
     try:
-        return (_folder() / f"{mark}.so").exists()
+        return _found(_folder(), mark) is not None
     except (OSError, RuntimeError):  # a folder that cannot be looked into, or no home
         return False
 
@@ -89,33 +93,51 @@ def load(*flags: str) -> None:
             return
         try:
             _register(command, _kept(command))
-        except (OSError, RuntimeError):  # no folder that is this user's alone, or a library that does not open
-            with tempfile.TemporaryDirectory() as place:
-                library = Path(place) / "native.so"
-                _compile(command, library)
-                _register(command, library)
+        except UNUSABLE:  # no folder that is this user's alone, or one that nothing may be run from
+            try:
+                with tempfile.TemporaryDirectory() as place:
+                    _register(command, _compile(command, Path(place)))
+            except UNUSABLE as error:
+                _failed[mark] = f"what {command[0]} makes of {NATIVE.name}/*.c cannot be used here: {error}"
+                raise NotCompiled(_failed[mark]) from None
         _loaded.add(mark)
 
 
 def _command(*flags: str) -> list[str]:
     """The call of the compiler, but for its files."""
-    names = filter(None, (os.environ.get("CC"), *COMPILERS))
-    compiler = next(filter(None, map(shutil.which, names)), None)
+    names = [shlex.split(os.environ.get("CC", "")), *([name] for name in COMPILERS)]
+    compiler = next(([path, *name[1:]] for name in names if name and (path := shutil.which(name[0]))), None)
     if compiler is None:
         raise NotCompiled(f"no C compiler: expected $CC or one of {', '.join(COMPILERS)} on the path")
     spec = importlib.util.find_spec("jaxlib")
     headers = Path(next(iter(spec.submodule_search_locations or [""]))) / "include" if spec else Path()
     native = "-mcpu=native" if platform.machine() == "arm64" else "-march=native"
-    return [compiler, *FLAGS, native, *flags, f"-I{headers}"]
+    return [*compiler, *FLAGS, native, *flags, f"-I{headers}"]
 
 
 def _kept(command: list[str]) -> Path:
     """The library in the cache, compiled if need be."""
-    library = devices.private(_folder()) / f"{_mark(command)}.so"
+    folder = devices.private(_folder())
     with _compiling:
-        if not library.exists():
-            _compile(command, library)
-    return library
+        return _found(folder, _mark(command)) or _compile(command, folder)
+
+
+def _found(folder: Path, mark: str) -> Path | None:
+    """The library of that mark, if nobody else could write it and it is what its name says, else removed.
+
+    A damaged one cannot be tried: it takes the process with it.
+    """
+    for library in folder.glob(f"{mark}.*.so"):
+        held = library.lstat()
+        own = stat.S_ISREG(held.st_mode) and held.st_uid == os.getuid() and not held.st_mode & 0o022
+        if own and library == _named(folder, mark, library.read_bytes()):
+            return library
+        library.unlink(missing_ok=True)
+    return None
+
+
+def _named(folder: Path, mark: str, content: bytes) -> Path:
+    return folder / f"{mark}.{hashlib.sha256(content).hexdigest()[:32]}.so"
 
 
 def _folder() -> Path:
@@ -128,12 +150,12 @@ def limit(threads: int) -> None:
         held.value = threads
 
 
-def _compile(command: list[str], library: Path) -> None:
+def _compile(command: list[str], folder: Path) -> Path:
     """All sources at once, then one library, written aside and renamed: another process may be at the same."""
     mark = _mark(command)
     if mark in _failed:
         raise NotCompiled(_failed[mark])
-    aside = library.with_name(f"{library.name}.{secrets.token_hex(4)}")
+    aside = folder / f"{mark}.{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(len(SOURCES)) as pool:
         objects = [str(Path(place) / f"{source.stem}.o") for source in SOURCES]
         calls = [[*command, "-c", str(source), "-o", out] for source, out in zip(SOURCES, objects, strict=True)]
@@ -145,7 +167,8 @@ def _compile(command: list[str], library: Path) -> None:
         except NotCompiled as error:
             _failed[mark] = str(error)
             raise
-    aside.rename(library)
+    aside.chmod(0o700)
+    return aside.rename(_named(folder, mark, aside.read_bytes()))
 
 
 def _call(command: list[str], behind: bool = False) -> None:
@@ -170,7 +193,9 @@ def _mark(command: list[str]) -> str:
     found = hashlib.sha256()
     for path in sorted(NATIVE.iterdir()):
         found.update(path.read_bytes())
-    found.update("\0".join([*command, devices.version("jaxlib") or "", _processor()]).encode())
+    compiler = os.stat(command[0])  # another version has another size, or another time
+    known = [*command, f"{compiler.st_size} {compiler.st_mtime_ns}", devices.version("jaxlib") or "", _processor()]
+    found.update("\0".join(known).encode())
     return found.hexdigest()[:16]
 
 

@@ -19,6 +19,12 @@ from jaxrnn.types import Array
 MOST_ORTHOGONAL = 1024  # rows or columns: LAPACK is faster beyond that
 
 
+def usable() -> bool:
+    """Are the numbers of jax's keys, as it is set, those that the C code draws."""
+    config: Any = jax.config
+    return config.jax_threefry_partitionable and config.jax_default_prng_impl == "threefry2x32"
+
+
 def in_c(key: Array) -> Array:
     """The key with the numbers of `key`, a key of jax's own Threefry, where `foreign.load` has loaded the C code."""
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=_implementation())

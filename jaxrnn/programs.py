@@ -224,7 +224,7 @@ def build(
     across = Mesh(np.array(devices), (AXIS,))
     in_c = in_c and axis is None
     rectangle = _rectangle(max_length, in_c)
-    drawn, plain = (keys.in_c, keys.plain) if in_c else (lambda key: key,) * 2
+    drawn, plain = (keys.in_c, keys.plain) if in_c and keys.usable() else (lambda key: key,) * 2
 
     fast = fused.update(optimizer, model.has_table) if in_c else None
     late = model.has_table and (fast is not None or _late(model, optimizer, order[1] * max_length))

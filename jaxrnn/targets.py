@@ -28,13 +28,13 @@ def forget(mark: str) -> None:
 
 
 def register(mark: str, dtype: str, library: Any) -> None:
-    """Hand the functions of a ctypes library to jax."""
+    """Hand the functions of a ctypes library to jax; AttributeError where it lacks one."""
+    functions = {name: getattr(library, f"jaxrnn_{name}") for name in FUNCTIONS}
     declare(mark, dtype)
-    for name in FUNCTIONS:
+    for name, function in functions.items():
         target = _targets[name, dtype]
         if target not in _registered:
-            capsule = jax.ffi.pycapsule(getattr(library, f"jaxrnn_{name}"))
-            jax.ffi.register_ffi_target(target, capsule, platform="cpu")
+            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(function), platform="cpu")
             _registered.add(target)
 
 

@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -182,10 +183,38 @@ def test_compiled_once_in_a_private_folder(alone):
 def test_a_damaged_library_is_compiled_again(alone):
     loaded()
     (library,) = (alone / "cache" / "jaxrnn" / "native").iterdir()
-    library.unlink()  # and not written over: this process has it open
-    library.write_bytes(b"not a library")
+    content = library.read_bytes()
+    for damaged in (b"not a library", content[: len(content) // 2], content[:-4096] + bytes(4096)):
+        library.unlink()  # and not written over: this process has it open
+        library.write_bytes(damaged)
+        loaded()
+        assert [path.read_bytes() == damaged for path in library.parent.iterdir()] == [False]
+
+
+def test_a_library_that_others_could_have_written_is_not_opened(alone):
     loaded()
-    assert "float32" in targets.dtypes()
+    (library,) = (alone / "cache" / "jaxrnn" / "native").iterdir()
+    library.chmod(0o722)
+    before = library.stat().st_ino, library.stat().st_mtime_ns
+    loaded()
+    (library,) = library.parent.iterdir()
+    assert stat.S_IMODE(library.stat().st_mode) == 0o700
+    assert (library.stat().st_ino, library.stat().st_mtime_ns) != before
+
+
+@pytest.mark.parametrize("made", [b"", b"not a library", None])
+def test_a_compiler_whose_code_cannot_be_opened_leaves_bptt_to_train(alone, monkeypatch, made):
+    path = alone / "cc"  # writes what it was told to, or nothing
+    path.write_text(
+        "#!/bin/sh\nwhile [ $# -gt 1 ]; do shift; done\n" + f"cp {alone / 'made'} $1\n" * (made is not None)
+    )
+    path.chmod(0o755)
+    (alone / "made").write_bytes(made or b"")
+    monkeypatch.setenv("CC", str(path))
+    said = []
+    small = ["dataset.train_rows=64", "dataset.valid_rows=20", "dataset.test_rows=30", "hidden_size=8"]
+    assert group.prepare(config.compose(small), said.append).unroll == "bptt"
+    assert sum("cannot be used here" in line for line in said) == 1
 
 
 def test_without_a_compiler_the_reason_is_said_and_bptt_trains(alone, monkeypatch, capsys):
@@ -209,11 +238,12 @@ def broken(alone, monkeypatch):
     return path
 
 
-def test_a_compiler_that_fails_is_quoted(alone, broken):
+@pytest.mark.usefixtures("broken")
+def test_a_compiler_that_fails_is_quoted(alone, monkeypatch):
     with pytest.raises(ConfigurationError, match="error: no such thing"):
         foreign.load()
     assert not list((alone / "cache" / "jaxrnn" / "native").iterdir())
-    broken.write_text("#!/bin/sh\nexit 3\n")
+    monkeypatch.setattr(foreign, "_call", None)
     with pytest.raises(ConfigurationError, match="error: no such thing"):  # is not tried again
         foreign.load()
 
@@ -227,7 +257,7 @@ def test_without_a_folder_to_keep_it_in_it_is_compiled_once_for_this_process(alo
         monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     calls = []
     compiled = foreign._compile
-    monkeypatch.setattr(foreign, "_compile", lambda *given: [calls.append(given), compiled(*given)])
+    monkeypatch.setattr(foreign, "_compile", lambda *given: [calls.append(given), compiled(*given)][1])
     small = ["dataset.train_rows=64", "dataset.valid_rows=20", "dataset.test_rows=30", "hidden_size=8"]
     for _ in range(2):
         assert group.prepare(config.compose(small), print).unroll == "kernel"
@@ -274,6 +304,33 @@ def test_what_it_cannot_compute_is_refused_with_what_can():
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), cell.init(jax.random.key(0)))
     with pytest.raises(ConfigurationError, match=r"bfloat16.*unroll=bptt"):
         module.kernel(cell, half, xs)
+
+
+@pytest.mark.parametrize("change", ["wide", "few"])
+def test_shapes_that_do_not_fit_are_refused(change):
+    cell = member("cells", "vanilla")(4, 5)
+    xs, length = jnp.zeros((6, 3, 7 if change == "wide" else 4)), jnp.full(2 if change == "few" else 3, 6)
+    with pytest.raises(ValueError, match="do not fit W_xh"):
+        module.kernel(cell, cell.init(jax.random.key(0)), xs, length)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("cell_name", CELLS)
+def test_lengths_beyond_the_texts_are_scans(cell_name, reverse):
+    cell = member("cells", cell_name)(4, 20)
+    params = cell.init(jax.random.key(0))
+    xs = jax.random.normal(jax.random.key(1), (6, 5, 4))
+
+    def answered(unroll, length, params, xs):
+        state, ys = unroll(cell, params, xs, jnp.array(length, jnp.int32), reverse=reverse)
+        return sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves((state, ys)))
+
+    for length in ([9, 6, 20, 3, 7], [-1, 2, -(2**31), 6, 2**31 - 1], [-100_000] * 5):
+        fast, slow = (
+            jax.value_and_grad(partial(answered, unroll, length), argnums=(0, 1))(params, xs)
+            for unroll in (module.kernel, member("unroll", "scan"))
+        )
+        assert distance(fast, slow) < 1e-5
 
 
 def test_a_run_says_which_loops_it_takes():

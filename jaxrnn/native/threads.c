@@ -23,9 +23,18 @@
 int jaxrnn_cores = 1;
 atomic_int jaxrnn_threads = 1 << 20;
 
+#ifdef __SSE__ /* whether numbers too small to be normal are zeros: XLA's threads say so, and the bits depend on it */
+#define MODE __builtin_ia32_stmxcsr()
+#define SET_MODE(mode) __builtin_ia32_ldmxcsr(mode)
+#else
+#define MODE 0
+#define SET_MODE(mode) (void)(mode)
+#endif
+
 typedef struct {
   atomic_int next, done, users;
   int count;
+  unsigned mode; /* of the caller */
   void (*task)(void *, int);
   void *given;
 } Shared;
@@ -76,6 +85,7 @@ static void *helper(void *pointer) {
       pthread_mutex_unlock(&me->door);
     }
     atomic_store(&me->busy, 1);
+    SET_MODE(s->mode);
     help(s);
     atomic_store(&me->busy, 0);
   }
@@ -124,7 +134,7 @@ void jaxrnn_in_parallel(int threads, int count, void (*task)(void *, int), void 
     return;
   }
   pthread_once(&once, start);
-  *s = (Shared){.count = count, .task = task, .given = argument};
+  *s = (Shared){.count = count, .task = task, .given = argument, .mode = MODE};
   atomic_store(&s->users, 2);
   uint64_t asked = 0;
   for (int busy = 0, wanted = threads - 1; busy < 2; busy++) /* those that have nothing to do come first */
