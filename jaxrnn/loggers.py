@@ -57,9 +57,9 @@ def line(record: Mapping[str, Any], epochs: int) -> str:
     if "prediction" in record:
         text += f"  prediction {record['prediction']:.4f}"
         return f"{text}  loss {record['train']['loss']:.4f} nats, {record['loss_base10']:.4f} in base 10"
-    for split in ("train", "valid"):
-        text += f"   {split} loss {record[split]['loss']:.4f} accuracy {record[split]['accuracy']:.4f}"
-    return f"{text}   {record['seconds']:.2f} s{'  best' if record['best'] else ''}"
+    for split in ("train", "valid"):  # a line of a terminal, which has 80 columns
+        text += f"  {split} loss {record[split]['loss']:.4f}, {100 * record[split]['accuracy']:.1f} %"
+    return f"{text}  {record['seconds']:.2f} s{'  best' if record['best'] else ''}"
 
 
 def console(folder: Path, stream: TextIO | None = None, epochs: int = 1) -> Logger:
