@@ -47,8 +47,10 @@ MEMBERS = {
 }
 
 
-def named(name: str) -> Activation:
-    """The activation of that name; ConfigurationError lists the known ones."""
+def named(name: str | Activation) -> Activation:
+    """The activation of that name, or the one that is given; ConfigurationError lists the known ones."""
+    if isinstance(name, Activation):
+        return name
     if name not in MEMBERS:
         raise ConfigurationError(unknown("activation", name, MEMBERS))
     return MEMBERS[name]

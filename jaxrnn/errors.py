@@ -62,7 +62,7 @@ def unknown(kind: str, given: object, known: Iterable[str]) -> str:
     unknown cell 'lstmm'; did you mean 'lstm'? known: gru, lstm, vanilla
     """
     names = sorted(known)
-    near = difflib.get_close_matches(str(given), names, n=1)
+    near = difflib.get_close_matches(str(given).lower(), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     return f"unknown {kind} {given!r}{hint} known: {', '.join(names)}"
 

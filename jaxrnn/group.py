@@ -226,11 +226,14 @@ def assembled(
     cache = devices.open_cache(say)
     import jaxrnn
     from jaxrnn import optimizers
+    from jaxrnn.unroll.bptt import check
 
     fixed = {k: v for k, v in settings.optimizer.settings.items() if k not in ("learning_rate", "weight_decay")}
     optimizer = optimizers.transformation(settings.optimizer.name, **fixed)
     factor = optimizers.schedule(settings.schedule.name)
     model = jaxrnn.rnn(**network | {"unroll": unroll})
+    if unroll == "bptt":
+        check(model.parts.cells[0][0])
     measured = bool(settings.flow["every_steps"])
     told = unroll if members == 1 else f"{unroll}, vmapped"
     return Group(

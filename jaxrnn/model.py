@@ -1,6 +1,6 @@
 """The whole network: tokens -> input layer -> stack of recurrent layers -> head -> logits.
 
-    logits = W_hy features + b_y          W_hy [C, F]   b_y [C]
+logits = W_hy features + b_y          W_hy [C, F]   b_y [C]
 """
 
 import importlib
@@ -49,6 +49,12 @@ def rnn(
     The loss is the mean over real rows (over real steps for head=every) of -ln p, in nats; its second value are exact
     sums. `init(key, init_scale)` multiplies every initial weight matrix by `init_scale`.
     """
+    for key, value, least in (
+        ("vocabulary_size", vocabulary_size, 1), ("classes", classes, 2), ("input_size", input_size, 1),
+        ("hidden_size", hidden_size, 1), ("layers", layers, 1),
+    ):  # fmt: skip
+        if value < least:
+            raise ConfigurationError(f"{key}={value}: expected at least {least}")
     names = INITIALIZER | {k: v for k, v in (initializer or {}).items() if v not in (None, "default")}
     first = _input(input, vocabulary_size, input_size, names["embedding"])
     sizes = [first.output_size] + [hidden_size * (2 if bidirectional else 1)] * (layers - 1)

@@ -40,6 +40,8 @@ RANGES: dict[str, dict[str, Allowed]] = {
 }
 
 CHECKPOINT = {"every_steps": or_null(whole(1)), "every_seconds": or_null(_POSITIVE), "keep": whole(1)}
+SAVED = {"every_steps": "a run is saved after so many updates, and wherever it ends", "keep": "so many are kept"}
+SAVED |= {"every_seconds": "and this often"}
 
 
 def _read_period(value):
@@ -108,7 +110,7 @@ class Settings:
     log_every_steps: int | None = _key(or_null(whole(1)), "also log every this many updates")
     plots: str = _key(one_of("auto", "always", "never"), "draw how it went; auto: in sweeps the best job only")
     flow: Mapping[str, Any] = _group("the gradient's flow is logged this often; auto: 20 times, in sweeps never")
-    checkpoint: Mapping[str, Any] = _group("a run is saved this often, and wherever it ends; so many are kept")
+    checkpoint: Mapping[str, Any] = _group("when a run is saved")
     resume: str = _key(one_of("auto", "must", "never"), "a run that hydra.run.dir=DIR holds: resume it")
     resume_step: int | None = _key(or_null(whole(1)), "the checkpoint to go on from; null: the newest good one")
     resume_allow: tuple[str, ...] = _key(names, "keys that may differ from the run that is resumed")

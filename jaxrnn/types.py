@@ -48,7 +48,7 @@ class Cell(NamedTuple):
     """One recurrent cell: pure functions of one sequence, carry first.
 
     `step(params, state, x)` is one tick; x is a vector [D], or an integer that names a one-hot vector. `split` is what
-    a hand-derived backward pass needs; a cell without it is unrolled by `scan`.
+    a hand-derived backward pass needs; a cell without it is for `unroll=scan`.
     """
 
     name: str

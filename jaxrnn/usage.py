@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxrnn import config
 from jaxrnn.allowed import anything, like
-from jaxrnn.settings import CHECKPOINT, FLOW, GROUPS, KEYS, RANGES, Settings
+from jaxrnn.settings import CHECKPOINT, FLOW, GROUPS, KEYS, RANGES, SAVED, Settings
 
 EXAMPLES = """\
 python -m jaxrnn.train                                         the default: phrases of a small grammar, seconds
@@ -75,8 +75,8 @@ def text() -> str:
     lines.append(_wrapped("", meaning["initializer"], 30))
     for group, known in (("flow", FLOW), ("checkpoint", CHECKPOINT)):
         for key, allowed in known.items():
-            about = f"{meaning[group]}; {allowed.text}"
-            lines.append(_wrapped(f"  {group}.{key}={_shown(main[group][key])}  ", about, 30))
+            about = SAVED[key] if group == "checkpoint" else meaning[group]
+            lines.append(_wrapped(f"  {group}.{key}={_shown(main[group][key])}  ", f"{about}; {allowed.text}", 30))
     flags = textwrap.indent(FLAGS, "  ")
     return "\n".join([*lines, "", "flags", flags, "", "examples", textwrap.indent(EXAMPLES, "  ")])
 

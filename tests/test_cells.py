@@ -227,3 +227,13 @@ def test_no_matrix_of_a_vocabulary_is_multiplied_for_a_one_hot_word():
     widths = [size for equation in jaxpr.jaxpr.eqns if equation.primitive.name == "dot_general"
               for variable in equation.invars for size in variable.aval.shape]  # fmt: skip
     assert widths and max(widths) < V
+
+
+@pytest.mark.parametrize("cell_name", CELLS)
+def test_an_activation_is_given_or_named(cell_name):
+    make = member("cells", cell_name)
+    for given in ("relu", activations.relu):
+        assert make(3, 2, activation=given).activation is activations.relu
+    for wrong in ("than", jnp.tanh):
+        with pytest.raises(ConfigurationError, match="unknown activation"):
+            make(3, 2, activation=wrong)

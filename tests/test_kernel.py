@@ -1,5 +1,6 @@
 """What is the kernel's own: every size, activation and width of vector; how its C code is compiled and kept."""
 
+import importlib
 import os
 import stat
 import subprocess
@@ -361,3 +362,16 @@ def test_other_code_or_cores_are_another_run_bit_for_bit(tmp_path, monkeypatch, 
     assert again(4) == (False, True)  # a run that was not is not any more
     monkeypatch.setattr(devices, "cores", lambda: 64)
     assert again(5) == (False, True)
+
+
+def test_a_dry_run_refuses_a_cell_that_cannot_be_trained(monkeypatch):
+    make = member("cells", "vanilla")
+    monkeypatch.setattr(
+        importlib.import_module("jaxrnn.cells.vanilla"),
+        "vanilla",
+        lambda *sizes, **more: make(*sizes, **more)._replace(split=None),
+    )
+    line = ["dataset.train_rows=64", "dataset.valid_rows=20", "dataset.test_rows=30", "dry_run=true"]
+    with pytest.raises(ConfigurationError, match="use unroll=scan"):
+        group.prepare(config.compose(line), print)
+    assert group.prepare(config.compose([*line, "unroll=scan"]), print).unroll == "scan"

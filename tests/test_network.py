@@ -278,3 +278,10 @@ def test_a_sigmoid_answers_between_two_classes():
     assert model_of(output="sigmoid", classes=2).outputs == 1 and model_of().outputs == C
     with pytest.raises(ConfigurationError, match="softmax"):
         model_of(output="sigmoid", classes=3)
+
+
+@pytest.mark.parametrize("change", [{"hidden_size": 0}, {"classes": 1}, {"layers": 0}, {"vocabulary_size": 0}], ids=str)
+def test_a_network_of_nothing_is_refused(change):
+    ((name, value),) = change.items()
+    with pytest.raises(ConfigurationError, match=rf"{name}={value}: expected at least"):
+        jaxrnn.rnn(**{"vocabulary_size": 9, "classes": 2} | change)

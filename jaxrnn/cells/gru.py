@@ -45,7 +45,7 @@ def gru(
     input_init="glorot_uniform",
 ) -> Cell:
     """One GRU; each gate's block of W_hh is drawn on its own."""
-    H = hidden_size
+    H, activation = hidden_size, activations.named(activation)
 
     def init(key) -> Params:
         key_x, key_h = jax.random.split(key)

@@ -48,7 +48,7 @@ def lstm(
     input_init="glorot_uniform",
 ) -> Cell:
     """One LSTM; each gate's block of W_hh is drawn on its own."""
-    H = hidden_size
+    H, activation = hidden_size, activations.named(activation)
 
     def init(key) -> Params:
         key_x, key_h = jax.random.split(key)

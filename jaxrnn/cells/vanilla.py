@@ -35,6 +35,7 @@ def vanilla(
     input_init="glorot_uniform",
 ) -> Cell:
     """One Elman cell. W_hh starts orthogonal, or as the identity for relu (Le et al. 2015), unless it is named."""
+    activation = activations.named(activation)
     recurrent = recurrent_init or ("identity" if activation.name == "relu" else "orthogonal")
 
     def init(key) -> Params:

@@ -29,10 +29,15 @@ def bptt(cell: Cell, params, xs: Array, length: Array | None = None, *, reverse:
 
     Raises ConfigurationError for a cell that does not give its split.
     """
+    check(cell)
+    return _unroll(cell, reverse, params, xs, length)
+
+
+def check(cell: Cell) -> None:
+    """ConfigurationError for a cell that does not give its split."""
     if cell.split is None:
         raise ConfigurationError(f"unroll=bptt needs a cell with a hand-derived pullback, {cell.name!r} has none; "
                                  "use unroll=scan")  # fmt: skip
-    return _unroll(cell, reverse, params, xs, length)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
