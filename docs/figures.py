@@ -1,5 +1,6 @@
 """python -m docs.figures: the figures of derivation.md, drawn from measurements by the project itself."""
 
+import argparse
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -97,6 +98,7 @@ def draw_training(path: Path) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m docs.figures", description=__doc__).parse_args()
     draw_flow(FOLDER / "flow.png")
     draw_scalar(FOLDER / "scalar.png")
     draw_training(FOLDER / "training.png")

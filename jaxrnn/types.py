@@ -49,13 +49,18 @@ class Cell(NamedTuple):
 
     `step(params, state, x)` is one tick; x is a vector [D], or an integer that names a one-hot vector. `split` is what
     a hand-derived backward pass needs; a cell without it is for `unroll=scan`.
+
+        init(key) -> params, a NamedTuple
+        start(params) -> state, zeros
+        step(params, state, x [D]) -> (state, y [H])
+        output(state) -> y [H]
     """
 
     name: str
-    init: Callable  # key -> params, a NamedTuple
-    start: Callable  # params -> state, zeros
-    step: Callable  # (params, state, x [D]) -> (state, y [H])
-    output: Callable  # state -> y [H]
+    init: Callable
+    start: Callable
+    step: Callable
+    output: Callable
     output_size: int
     split: "Split | None" = None
     activation: Any = None  # activations.Activation, for an unroll that computes the cell by name
@@ -105,16 +110,26 @@ class Parts(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A recurrent classifier as pure functions."""
+    """A recurrent classifier as pure functions, of a Batch and, for noise, a key and its rates.
 
-    init: Callable  # (key, init_scale=1.0) -> params
-    step: Callable  # (params, state, token) -> (state, logits [C])
-    apply: Callable  # (params, batch, key=None, noise=Noise()) -> logits [B, C] or [B, T, C]
-    score: Callable  # (logits, batch) -> (mean loss, Sums)
-    loss: Callable  # (params, batch, key=None, noise=Noise()) -> (mean loss, Sums): score of apply
-    summed: Callable  # as loss -> Sums: what training differentiates, by the fastest way to the same numbers
-    start: Callable  # params -> state of `step`
-    tokens: Callable  # (batch, key=None, noise=Noise()) -> the ids [T, B] that `apply` reads with that key
+        init(key, init_scale=1.0) -> params
+        apply(params, batch, key=None, noise=Noise()) -> logits [B, C] or [B, T, C]
+        loss(params, batch, key=None, noise=Noise()) -> (mean loss in nats, Sums): score of apply
+        score(logits, batch) -> (mean loss, Sums)
+        start(params) -> state, zeros
+        step(params, state, token) -> (state, logits [C]): one token of one sequence
+        tokens(batch, key=None, noise=Noise()) -> the ids [T, B] that apply reads with that key
+        summed(params, batch, key=None, noise=Noise()) -> Sums: what training differentiates
+    """
+
+    init: Callable
+    step: Callable
+    apply: Callable
+    score: Callable
+    loss: Callable
+    summed: Callable  # by the fastest way to the same numbers
+    start: Callable
+    tokens: Callable
     has_table: bool  # params.input is a table [V, E] of embeddings; `apply` takes layers.Rows in its place
     outputs: int  # C: logits per answer, 1 for a sigmoid
     parts: Parts  # for whoever looks inside
