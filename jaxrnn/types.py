@@ -112,14 +112,14 @@ class Parts(NamedTuple):
 class Model(NamedTuple):
     """A recurrent classifier as pure functions, of a Batch and, for noise, a key and its rates.
 
-        init(key, init_scale=1.0) -> params
-        apply(params, batch, key=None, noise=Noise()) -> logits [B, C] or [B, T, C]
-        loss(params, batch, key=None, noise=Noise()) -> (mean loss in nats, Sums): score of apply
-        score(logits, batch) -> (mean loss, Sums)
-        start(params) -> state, zeros
-        step(params, state, token) -> (state, logits [C]): one token of one sequence
-        tokens(batch, key=None, noise=Noise()) -> the ids [T, B] that apply reads with that key
-        summed(params, batch, key=None, noise=Noise()) -> Sums: what training differentiates
+    init(key, init_scale=1.0) -> params
+    apply(params, batch, key=None, noise=Noise()) -> logits [B, C] or [B, T, C]
+    loss(params, batch, key=None, noise=Noise()) -> (mean loss in nats, Sums): score of apply
+    score(logits, batch) -> (mean loss, Sums)
+    start(params) -> state, zeros
+    step(params, state, token) -> (state, logits [C]): one token of one sequence
+    tokens(batch, key=None, noise=Noise()) -> the ids [T, B] that apply reads with that key
+    summed(params, batch, key=None, noise=Noise()) -> Sums: what training differentiates
     """
 
     init: Callable
