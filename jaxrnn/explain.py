@@ -6,7 +6,7 @@ step adds to the gradient of each weight; how far the gradient travels; which wo
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,33 @@ import numpy as np
 
 from jaxrnn import artefact, command, devices, runs
 from jaxrnn.errors import ConfigurationError, unknown
+from jaxrnn.ranking import as_number
 
 DENSE = 1024  # the largest vocabulary whose one-hot words are written out as vectors; beyond it, as their number
 
 
 def explain(
-    trained: artefact.Loaded, text: str, label: str | None = None, *, layer: int = 1, backward: bool = False
+    trained: artefact.Loaded,
+    text: str,
+    label: str | None = None,
+    *,
+    layer: int = 1,
+    backward: bool = False,
+    training: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The object of `--json`; `label` is the answer by default. Numbers that are not finite become None.
 
-    Computed in 64-bit floats: the gradient of an answer that is almost certain is lost in 32.
+    `training`: what `flow.advice` knows of the run beside its network (see `numbers`). Computed in 64-bit floats: the
+    gradient of an answer that is almost certain is lost in 32.
     """
     import jax
 
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: jax.numpy.asarray(leaf, np.float64), trained.params)
-        return _explain(trained._replace(params=params), text, label, layer, backward)
+        return _explain(trained._replace(params=params), text, label, layer, backward, training or {})
 
 
-def _explain(trained: artefact.Loaded, text: str, label: str | None, layer: int, backward: bool) -> dict[str, Any]:
+def _explain(trained: artefact.Loaded, text, label, layer: int, backward: bool, training) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from jaxrnn import insight
@@ -69,7 +77,7 @@ def _explain(trained: artefact.Loaded, text: str, label: str | None, layer: int,
     found |= {"label": told, "probabilities": _named(labels, p[-1]), "loss": float(seen.loss)}
     found |= {"steps": _steps(trained, params, run, share, names, ids, p)}
     found |= {"gradients_error": float(seen.error), "attribution": _attribution(trained, ids, target)}
-    return _finite(found | _summary(trained, cell, params, run, share))
+    return _finite(found | _summary(settings | training, cell, params, run, share))
 
 
 def _target(so_far, every: bool, labels, label):
@@ -130,7 +138,7 @@ def _fields(params) -> dict[str, Any]:
     return params._asdict() if hasattr(params, "_asdict") else {"params": params}
 
 
-def _summary(trained, cell, params, run, share) -> dict[str, Any]:
+def _summary(settings, cell, params, run, share) -> dict[str, Any]:
     """The gradients as sums of the shares, and how the gradient flows."""
     from jaxrnn import flow
 
@@ -144,7 +152,7 @@ def _summary(trained, cell, params, run, share) -> dict[str, Any]:
             "log_norms": found.log_norm.tolist(),
             "fit": found.fit.tolist(),
             "exact": found.exact,
-            "advice": flow.advice(found.verdict, trained.record["network"], saturation),
+            "advice": flow.advice(found.verdict, settings, saturation),
         },
         "gradients": {name: float(np.linalg.norm(total)) for name, total in _fields(share.total).items()},
     }
@@ -203,6 +211,13 @@ def _finite(value: Any) -> Any:
     return [_finite(inner) for inner in value] if isinstance(value, list) else value
 
 
+def numbers(run: Path) -> dict[str, float | None]:
+    """The numbers of training that advice depends on, of those that the folder of the run records."""
+    recorded = runs.settings(run)
+    keys = ("init_scale", "clip_global_norm", "optimizer.learning_rate")
+    return {key.rpartition(".")[2]: as_number(recorded[key]) for key in keys if key in recorded}
+
+
 def main(arguments: Sequence[str]) -> int:
     """The command: -> exit code."""
     parser = command.Parser(prog="jaxrnn-explain", description="Show the computation on a text, forward and backward.")
@@ -218,12 +233,13 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_args(arguments)
     command.check_outputs(given.html, given.png)
     devices.set_flags()
-    trained = artefact.load(runs.find(given.run))
+    run = runs.find(given.run)
+    trained, training = artefact.load(run), numbers(run)
     import jax
 
     devices.open_cache(lambda line: None)
     with jax.default_device(*devices.choose(given.device)):
-        found = explain(trained, given.text, given.label, layer=given.layer, backward=given.backward)
+        found = explain(trained, given.text, given.label, layer=given.layer, backward=given.backward, training=training)
     if len(found["steps"]) < found["tokens"]:
         print(f"jaxrnn.explain: cut to the first {len(found['steps']):,} of {found['tokens']:,} tokens, as in training "
               "(max_length)", file=sys.stderr)  # fmt: skip

@@ -121,19 +121,19 @@ def advice(verdict: str, settings: Mapping[str, Any], saturation: float | None) 
     """What to change, as "reason: key=value ...", most promising first; nothing for a healthy network.
 
     `settings` are those of `jaxrnn.rnn`, and of init_scale, clip_global_norm and learning_rate the ones that are known.
-    What is set already is not advised.
+    What is set already, or may be, is not advised.
     """
     if verdict == "healthy":
         return []
     told = []
     vanilla = settings["cell"] == "vanilla"
     recurrent = (settings.get("initializer") or {}).get("recurrent", "default")
-    if recurrent not in AT_ONE or settings.get("init_scale") != 1:
+    if recurrent not in AT_ONE or settings.get("init_scale", 1) != 1:
         stuck = saturation is not None and saturation > 0.5
         why = "most units are saturated: start smaller" if stuck else "start W_hh at spectral radius 1"
         told.append(f"{why}: initializer.recurrent=orthogonal init_scale=1")
     if verdict == "exploding":
-        if (settings.get("clip_global_norm") or np.inf) > 1:
+        if (settings.get("clip_global_norm", 1) or np.inf) > 1:
             told.append("bound the update: clip_global_norm=1")
         if rate := settings.get("learning_rate"):
             told.append(f"smaller updates: optimizer.learning_rate={rate / 10:g}")

@@ -11,7 +11,7 @@ import pytest
 from members import CELLS
 
 import jaxrnn
-from jaxrnn import command, packing, page, picture, steptable
+from jaxrnn import command, config, flow, packing, page, picture, runs, steptable
 from jaxrnn import explain as explaining
 from jaxrnn.errors import ConfigurationError
 from jaxrnn.stored import Saved, save_model
@@ -201,6 +201,33 @@ def test_a_text_of_one_step_and_a_gradient_that_ends_have_no_growth_rate(slides_
         layers=(slides(params).layers[0]._replace(W_hh=np.zeros((2, 2), np.float32)),)))  # fmt: skip
     _, out, _ = asked(capsys, dead, "i love cats")
     assert "gradient flow: vanishing; nothing comes back to the earlier steps; spectral radius" in out
+
+
+@pytest.mark.parametrize("given", [[], ["init_scale=0.5", "clip_global_norm=null", "optimizer.learning_rate=0.02"]])
+def test_advice_is_that_of_the_settings_of_the_run(given, tmp_path, capsys):
+    """As `train` gives it; of a model without the settings of its run nothing that may be in force."""
+
+    def grown(params):
+        cell = slides(params).layers[0]
+        return slides(params)._replace(layers=(cell._replace(W_hh=9 * np.eye(2, dtype=np.float32)),))
+
+    def advised():
+        _, out, _ = asked(capsys, run, "i love cats", "--json", "--html", tmp_path / "x.html")
+        found = json.loads(out)["flow"]
+        assert found["verdict"] == "exploding"
+        assert all(html.escape(line, quote=False) in (tmp_path / "x.html").read_text() for line in found["advice"])
+        return found["advice"]
+
+    run = stored(tmp_path / "run", fill=grown, activation="identity", initializer={"recurrent": "orthogonal"})
+    few = ["bound what a step can do: activation=tanh", "carry memory by addition: cell=gru"]
+    assert advised() == few
+    settings = config.compose(given)
+    (run / "config.yaml").write_text(runs.sealed(config.to_yaml(settings)))
+    network = {"cell": "vanilla", "activation": "identity", "initializer": {"recurrent": "orthogonal"}}
+    network |= {"init_scale": settings.init_scale, "clip_global_norm": settings.clip_global_norm}
+    network |= {"learning_rate": settings.optimizer.learning_rate}
+    expected = flow.advice("exploding", network, None)
+    assert advised() == expected and len(expected) == len(few) + (3 if given else 1)
 
 
 def test_refusals(slides_run, capsys, tmp_path):

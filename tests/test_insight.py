@@ -233,14 +233,16 @@ def test_a_sixty_step_network_is_called_rightly_and_learns_only_as_advised(init_
         found = flow.gradient_flow(parts.cells[0][0], params.layers[0], seen.passes[0][0])
         assert found.verdict == verdict
         assert learned(model, params, 100, 1e9) < 0.8
-        settings = {"cell": "vanilla", "activation": "tanh", "init_scale": init_scale}
+        settings = {"cell": "vanilla", "activation": "tanh", "init_scale": init_scale, "clip_global_norm": None}
         keys = dict(re.findall(r"([\w.]+)=(\S+)", " ".join(flow.advice(verdict, settings, None))))
         model, _, params = started(float(keys["init_scale"]), recurrent=keys["initializer.recurrent"])
         assert learned(model, params, 400, float(keys.get("clip_global_norm", "inf"))) > 0.95
 
 
 def test_advice_leaves_out_what_is_set_already():
-    settings = {"cell": "vanilla", "activation": "tanh", "head": "last", "init_scale": 1.0, "learning_rate": 0.01}
+    settings = {"cell": "vanilla", "activation": "tanh", "head": "last"}
+    assert [line.rpartition(": ")[2] for line in flow.advice("exploding", settings, None)] == ["cell=gru"], "may be set"
+    settings |= {"init_scale": 1.0, "clip_global_norm": None, "learning_rate": 0.01}
     assert flow.advice("healthy", settings, 0.9) == []
     assert [line.rpartition(": ")[2] for line in flow.advice("exploding", settings, None)] == [
         "clip_global_norm=1", "optimizer.learning_rate=0.001", "cell=gru"]  # fmt: skip
