@@ -110,37 +110,50 @@ def confusion(matrix: np.ndarray, labels: Sequence[str], path: Path, *, title: s
     return _save(figure, path)
 
 
+def over_largest(log_norms: Sequence[float | None]) -> np.ndarray:
+    """log10 of each norm over the largest of them, from their ln; nan where nothing arrives.
+
+    >>> over_largest([None, np.log(0.1), np.log(100.0)])
+    array([nan, -3.,  0.])
+    """
+    values = np.array(log_norms, float) / np.log(10)
+    return values - np.max(values, initial=-np.inf, where=np.isfinite(values))
+
+
 def gradient_flow(
     records: Sequence[Mapping[str, Any]], path: Path, *, steps: float, healthy: float, title: str = ""
 ) -> Path:
-    """The gradient by distance from the end over training, a map per layer and direction; then the rates of growth.
+    """Where the gradient is, by distance from the end over training, a map per layer and direction; then its growth.
 
-    `records` are those of `monitor.record`, `steps` the updates of an epoch; up to the rate `healthy` all is well.
+    `records` are those of `monitor.record`, `steps` the updates of an epoch; up to the rate `healthy` all is well. A
+    map is over the largest norm of each time: with most heads the last state is not the one that learns most.
     """
     names = [f"layer {one['layer']}, {one['direction']}" for one in records[0]["flow"]]
     epochs = np.array([record["step"] / steps for record in records])
     edges = np.concatenate([epochs[:1], (epochs[1:] + epochs[:-1]) / 2, epochs[-1:]])
-    maps = [np.array([record["flow"][place]["log_norms"] for record in records], float).T / np.log(10)
+    maps = [np.array([over_largest(record["flow"][place]["log_norms"]) for record in records]).T
             for place in range(min(len(names), MOST_MAPS))]  # fmt: skip
-    maps = [values - values[:1] for values in maps]
-    sizes = np.abs(np.concatenate([values[np.isfinite(values)] for values in maps]))
-    top = float(np.clip(np.quantile(sizes, 0.99) if len(sizes) else 0, 0.5, 6.0))
+    smallest = min(values.min(initial=-0.5, where=np.isfinite(values)) for values in maps)
+    least = max(int(np.floor(smallest)), -6)
+    beyond = "min" if smallest < least else "neither"
     figure, (*above, below) = _figure(9.0, 3.0 + 1.8 * len(maps), rows=len(maps) + 1)
     for axis, values, name in zip(above, maps, names, strict=False):
-        drawn = axis.pcolormesh(edges, np.arange(len(values) + 1) - 0.5, values, cmap="RdBu_r", vmin=-top, vmax=top)
+        drawn = axis.pcolormesh(edges, np.arange(len(values) + 1) - 0.5, values, cmap="Blues", vmin=least, vmax=0)
         axis.set_facecolor("#bdbdbd")  # nothing arrives
         axis.set_ylim(len(values) - 0.5, -0.5)
+        axis.yaxis.get_major_locator().set_params(integer=True)
         axis.set_ylabel("steps from the end", fontsize=9.5)
-        told = f"gradient at the states, log10, over that at the last state   ({name})"
+        told = f"gradient of the loss at each state, log10, over the largest of all steps   ({name})"
         axis.set_title(told, fontsize=10, loc="left")
-        ticks = np.linspace(-top, top, 5)  # chosen here: those that matplotlib chooses while it lays out may be cut
-        figure.colorbar(drawn, ax=axis, fraction=0.03, pad=0.01, ticks=ticks, format="%.2f").ax.tick_params(labelsize=8)
-    below.axhspan(-healthy, healthy, color="#dcebd7", zorder=0)
+        bar = figure.colorbar(drawn, ax=axis, fraction=0.03, pad=0.01, ticks=range(least, 1), extend=beyond)
+        bar.ax.tick_params(labelsize=8)
+    log10 = 1 / np.log(10)
+    below.axhspan(-healthy * log10, healthy * log10, color="#dcebd7", zorder=0)
     for place, (name, colour) in enumerate(zip(names, COLOURS * len(names), strict=False)):
-        slopes = np.array([record["flow"][place]["log_slope"] for record in records], float)
+        slopes = np.array([record["flow"][place]["log_slope"] for record in records], float) * log10
         below.plot(epochs, slopes, color=colour, linewidth=1.6, marker="o", markersize=3, label=name)
-    below.set_title("ln of what one step back through the recurrence multiplies the gradient by   (green: healthy)",
-                    fontsize=10, loc="left")  # fmt: skip
+    told = "what one step back through the recurrence multiplies the gradient by, log10   (the verdict; green: healthy)"
+    below.set_title(told, fontsize=10, loc="left")
     below.set_xlabel("epoch", fontsize=9.5)
     below.set_xlim(epochs[0], max(epochs[-1], epochs[0] + 1e-9))
     if len(names) > 1:

@@ -282,6 +282,24 @@ def test_the_ticks_of_its_colour_bar_are_whole(tmp_path):
     assert (pixels[:, -2:, :3] == 1).all()
 
 
+def test_a_map_is_over_the_largest_state_and_both_panels_are_in_log10(tmp_path, monkeypatch):
+    """Of an attention head: what the last state alone learns from is no measure of the rest."""
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figure)
+    one = {"layer": 1, "direction": "left to right", "log_slope": np.log(0.1), "log_norms": [-33.0, None, -5.0, -6.0]}
+    records = [{"step": step, "flow": [one]} for step in (0, 4, 8)]
+    figure = plots.gradient_flow(records, tmp_path / "flow.png", steps=4, healthy=np.log(10), title="a title")
+    above, below, bar = figure.axes
+    (drawn,) = above.collections
+    expected = np.array([-28 / np.log(10), np.nan, 0, -1 / np.log(10)])
+    assert drawn.get_array().filled(np.nan)[:, 0] == pytest.approx(expected, nan_ok=True)
+    assert drawn.get_clim() == (-6, 0) and list(bar.get_yticks()) == [-6, -5, -4, -3, -2, -1, 0]
+    assert all(tick == int(tick) for tick in above.get_yticks())
+    assert below.lines[0].get_ydata() == pytest.approx([-1, -1, -1]) and below.patches[0].get_y() == pytest.approx(-1)
+    assert all("log10" in axis.get_title(loc="left") for axis in (above, below))
+    dead = [{"step": 0, "flow": [one | {"log_slope": None, "log_norms": [None, None]}]}]
+    assert plots.gradient_flow(dead, tmp_path / "flow.png", steps=4, healthy=0.2).axes
+
+
 @pytest.fixture(scope="module")
 def sixty(tmp_path_factory):
     """Texts of 60 words, the first of which decides."""
