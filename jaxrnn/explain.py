@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrnn import artefact, command, devices, runs
+from jaxrnn import artefact, command, devices, picture, runs
 from jaxrnn.errors import ConfigurationError, unknown
 from jaxrnn.ranking import as_number
 
@@ -228,10 +228,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--backward", action="store_true", help="the direction that reads right to left")
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the tables")
     parser.add_argument("--html", metavar="F", type=Path, help="write a page that needs nothing else")
-    parser.add_argument("--png", metavar="F", type=Path, help="write a picture")
+    parser.add_argument("--png", metavar="F", type=Path, help="write a picture: .png, .pdf or .svg")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto", help="default: auto")
     given = parser.parse_args(arguments)
     command.check_outputs(given.html, given.png)
+    if given.png:
+        picture.format_of(given.png)
     devices.set_flags()
     run = runs.find(given.run)
     trained, training = artefact.load(run), numbers(run)
@@ -251,8 +253,6 @@ def main(arguments: Sequence[str]) -> int:
         with runs.storing(given.html, "name another file"):
             given.html.write_text(page.page(found), encoding="utf-8")
     if given.png:
-        from jaxrnn import picture
-
         picture.picture(found, given.png)
     print(json.dumps(found, ensure_ascii=False, allow_nan=False) if given.json else steptable.tables(found))
     for file in filter(None, (given.html, given.png)):

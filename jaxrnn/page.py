@@ -105,7 +105,7 @@ def _backward(found) -> list[str]:
     }
     last = ["", "", *(number(value) for value in found["gradients"].values()), ""]
     slope = flow["log_slope"]
-    told = "" if slope is None else f"{slope:+.4f} per step, a factor of {power(slope):.4g}"
+    told = "" if slope is None else f"ln ‖∂h_T/∂h_t‖ grows by {slope:+.4f} per step, a factor of {power(slope):.4g}"
     radius = "" if found["spectral_radius"] is None else f" · spectral radius of W_hh {found['spectral_radius']:.4f}"
     advice = "".join(f"<li>{safe(line)}" for line in flow["advice"])
     grad = [("‖∂L/∂h_t‖", [s["grad_state_norm"] for s in steps]),

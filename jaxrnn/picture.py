@@ -6,30 +6,36 @@ from typing import Any
 
 import numpy as np
 
-from jaxrnn.plots import COLOURS, drawable
+from jaxrnn.errors import ConfigurationError
+from jaxrnn.plots import COLOURS, drawable, sheet
 from jaxrnn.runs import storing
+from jaxrnn.steptable import width
 
 INK, GREY, PALE = "#2f2f2f", "#8a8a8a", "#e6e6e6"
 ALL_WORDS = 40  # up to here every word is written below the picture
 LARGEST = 230.0  # ln of 1e100: the ticks of an axis that reaches much further overflow
+FORMATS = (".png", ".pdf", ".svg")
 MOST_LINES = 6  # classes drawn after each word: the likeliest at the end
 
 
+def format_of(path: Path) -> str:
+    """What the file's name ends in, png where it has no ending; ConfigurationError for what is not drawn here."""
+    ending = path.suffix.lower() or ".png"
+    if ending not in FORMATS:
+        raise ConfigurationError(f"cannot draw {path}: expected a name that ends in {', '.join(FORMATS)}")
+    return ending[1:]
+
+
 def picture(found: dict[str, Any], path: Path) -> Path:
-    """Write the picture; its format is that of the file's name, PNG by default."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
+    """Write the picture, in the format of the file's name."""
     steps = found["steps"]
     count, units = len(steps), len(steps[0]["state"]) if steps else 0
     wide = float(np.clip(4.5 + 0.5 * count, 8.0, 16.0))
     tall = float(np.clip(1.2 + 0.09 * units, 1.8, 4.2))
-    figure = Figure(figsize=(wide, tall + 4.8 if steps else 2.4), dpi=150, layout="constrained")
+    figure = sheet(wide, tall + 4.8 if steps else 2.4, 150)
     p = found["probabilities"][found["label"]]
     told = "" if p is None else f"{p:.1%}"
-    title = f"{drawable(_short(found['text'], int(wide * 7)))}   →   {drawable(found['label'])}  {told}"
+    title = f"{drawable(found['text'], int(wide * 7))}   →   {drawable(found['label'])}  {told}"
     figure.suptitle(title, fontsize=14, color=INK, x=0.012, ha="left", parse_math=False)
     if steps:
         axes = figure.subplots(3, 1, sharex=True, height_ratios=[tall, 1.7, 1.7])
@@ -41,7 +47,7 @@ def picture(found: dict[str, Any], path: Path) -> Path:
         figure.text(0.012, 0.4, "The text has no words: this is the answer of a state that nothing has moved.",
                     fontsize=11, color=INK)  # fmt: skip
     with storing(path, "name another file"):
-        figure.savefig(path, format=path.suffix.lstrip(".").lower() if path.suffix in (".pdf", ".svg") else "png")
+        figure.savefig(path, format=format_of(path))
     return path
 
 
@@ -114,7 +120,7 @@ def _gradients(axis: Any, found: dict[str, Any]) -> None:
         fit = np.exp(np.clip(np.array(found["flow"]["fit"], float), -LARGEST, LARGEST))
         told = f"fit: × {np.exp(min(slope, 700)):.3g} a step"
         axis.plot(at, fit, color=COLOURS[1], linewidth=1, linestyle=(0, (4, 3)), label=told)
-    _plain(axis, f"norm of the gradient at each step: {found['flow']['verdict']}")
+    _plain(axis, f"norm of the gradient at each step   (‖∂h_T/∂h_t‖: {found['flow']['verdict']})")
     axis.set_yscale("log")
     axis.minorticks_off()
     axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -126,12 +132,7 @@ def _words(axis: Any, tokens: Sequence[str]) -> None:
     if count > ALL_WORDS:
         axis.set_xlabel(f"step, 1 to {count:,}", fontsize=9.5)
         return
-    names = [drawable(_short(token, 14)) for token in tokens]
-    tilt = sum(map(len, names)) > 9 * 8 or max(map(len, names)) > 10
+    names = [drawable(token, 14) for token in tokens]
+    tilt = sum(map(width, names)) > 9 * 8 or max(map(width, names)) > 10
     axis.set_xticks(range(1, count + 1), names, rotation=45 if tilt else 0, ha="right" if tilt else "center",
                     rotation_mode="anchor" if tilt else None, fontsize=10.5, parse_math=False)  # fmt: skip
-
-
-def _short(text: str, most: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[: most - 1] + "…"

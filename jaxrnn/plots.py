@@ -2,26 +2,47 @@
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxrnn.runs import storing
+from jaxrnn.steptable import printable
 
 COLOURS = ("#4878a8", "#d1603d", "#6a9f58", "#8f6bb3", "#c2a23a", "#5aa9a4")  # of curves
 TRAIN, VALID, BEST, GREY = *COLOURS[:2], "#2f2f2f", "#8a8a8a"
+CJK = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans", "Noto Sans JP", "Noto Sans SC", "WenQuanYi Micro Hei",
+       "WenQuanYi Zen Hei", "Droid Sans Fallback", "IPAexGothic", "Hiragino Sans", "PingFang SC", "Arial Unicode MS",
+       "Yu Gothic", "Microsoft YaHei", "SimHei", "Malgun Gothic")  # fmt: skip
 MOST_MAPS = 4  # of layers and directions, from below
 MOST_CLASSES = 30  # of a confusion matrix whose cells are still legible
 
 
-def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> Any:
+def sheet(width: float, height: float, dpi: int) -> Any:
+    """An empty figure in the fonts that `drawable` knows."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+    matplotlib.rcParams["font.family"] = list(fonts())
+    return Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+
+
+@cache
+def fonts() -> dict[str, frozenset[int]]:
+    """The fonts that are drawn with, the first that has a character first: name -> its characters."""
+    from matplotlib import font_manager, ft2font
+
+    here = set(font_manager.get_font_names())
+    names = ("DejaVu Sans", *(name for name in CJK if name in here))
+    return {name: frozenset(ft2font.FT2Font(font_manager.findfont(name)).get_charmap()) for name in names}
+
+
+def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> Any:
+    figure = sheet(width, height, 130)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=rows > 1).ravel()
     for axis in axes:
         for side in ("top", "right"):
@@ -32,12 +53,12 @@ def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> Any
     return figure, axes
 
 
-def drawable(text: str) -> str:
-    """A box for what the font has no glyph for, so that nothing is warned about or lost."""
-    from matplotlib import font_manager, ft2font
-
-    held = ft2font.FT2Font(font_manager.findfont("DejaVu Sans")).get_charmap()
-    return "".join(c if ord(c) in held else "" if unicodedata.category(c) in ("Cf", "Mn") else "□" for c in text)
+def drawable(text: str, most: int = 1000) -> str:
+    """On one line of `most` columns; an escape for what no font has, so that nothing is warned about or lost."""
+    held = frozenset[int]().union(*fonts().values())
+    seen = (c if ord(c) in held else "" if unicodedata.category(c) in ("Cf", "Mn") else
+            c.encode("unicode_escape").decode() for c in " ".join(text.split()))  # fmt: skip
+    return printable("".join(seen), most)
 
 
 def _save(figure: Any, path: Path) -> Path:
@@ -91,7 +112,7 @@ def confusion(matrix: np.ndarray, labels: Sequence[str], path: Path, *, title: s
     axis.grid(which="minor", color="white", linewidth=2)
     axis.tick_params(which="both", length=0)
     if count <= MOST_CLASSES:
-        names = [drawable(label if len(label) <= 14 else label[:13] + "…") for label in labels]
+        names = [drawable(label, 14) for label in labels]
         long = count > 4 and max(map(len, names)) > 4
         tilt, side = (45, "right") if long else (0, "center")
         axis.set_xticks(range(count), names, rotation=tilt, ha=side, parse_math=False)  # a label may hold $

@@ -11,7 +11,7 @@ import pytest
 from members import CELLS
 
 import jaxrnn
-from jaxrnn import command, config, flow, packing, page, picture, runs, steptable
+from jaxrnn import command, config, flow, packing, page, picture, plots, runs, steptable
 from jaxrnn import explain as explaining
 from jaxrnn.errors import ConfigurationError
 from jaxrnn.stored import Saved, save_model
@@ -236,6 +236,9 @@ def test_refusals(slides_run, capsys, tmp_path):
     assert asked(capsys, slides_run, "i", "--layer", "2")[0] == 2
     assert asked(capsys, slides_run, "i", "--backward")[0] == 2
     assert asked(capsys, slides_run, "i", "--loud")[0] == 2
+    code, _, error = asked(capsys, slides_run, "i", "--png", tmp_path / "x.jpg")
+    assert code == 2 and error.endswith("x.jpg: expected a name that ends in .png, .pdf, .svg\n")
+    assert not (tmp_path / "x.jpg").exists()
     assert asked(capsys, tmp_path / "nowhere", "i")[0] == 5
     for flag in ("--html", "--png"):
         code, out, error = asked(capsys, slides_run, "i", flag, tmp_path / "typo" / "p")
@@ -273,3 +276,24 @@ def test_pages_and_pictures_take_any_number_of_labels(tmp_path, capsys):
     found = json.loads(out)
     assert code == 0 and "<markup>" not in page.page(found)
     assert picture.picture(found, tmp_path / "x.png").stat().st_size > 5000
+
+
+def test_a_picture_is_what_its_name_ends_in_and_says_what_the_verdict_is_about(slides_run, capsys, tmp_path):
+    starts = {"x.PDF": b"%PDF", "x.svg": b"<?xml", "x": b"\x89PNG"}
+    for name, start in starts.items():
+        assert asked(capsys, slides_run, "i $love$ cats", "--png", tmp_path / name)[0] == 0
+        assert (tmp_path / name).read_bytes().startswith(start)
+    drawn = (tmp_path / "x.svg").read_text(encoding="utf-8")
+    assert "norm of the gradient at each step   (‖∂h_T/∂h_t‖: vanishing)" in drawn
+
+
+def test_a_character_is_drawn_in_a_font_that_has_it_or_as_an_escape(slides_run, capsys, tmp_path, monkeypatch):
+    """DejaVu Sans Mono comes with matplotlib and has what DejaVu Sans has not, as a font of Chinese would."""
+    assert plots.drawable("\U0001d670\x1b\n\U0001f389a\u0301", 40) == "\\U0001d670\\x1b \\U0001f389a\u0301"
+    assert plots.drawable("1234", 5) == "1234" and plots.drawable("12345", 5) == "1234…"
+    monkeypatch.setattr(plots, "CJK", ("A font that is nowhere", "DejaVu Sans Mono"))
+    monkeypatch.setattr(plots, "fonts", plots.fonts.__wrapped__)
+    assert list(plots.fonts()) == ["DejaVu Sans", "DejaVu Sans Mono"]
+    assert plots.drawable("\U0001d670\U0001f389") == "\U0001d670\\U0001f389"
+    code, _, error = asked(capsys, slides_run, "\U0001d670", "--png", tmp_path / "x.png")
+    assert code == 0 and "Glyph" not in error
