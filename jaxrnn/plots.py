@@ -18,6 +18,7 @@ CJK = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans", "Noto Sans JP"
        "Yu Gothic", "Microsoft YaHei", "SimHei", "Malgun Gothic")  # fmt: skip
 MOST_MAPS = 4  # of layers and directions, from below
 MOST_CLASSES = 30  # of a confusion matrix whose cells are still legible
+MOST_NAMES = 150  # of one whose margins are
 
 
 def sheet(width: float, height: float, dpi: int) -> Any:
@@ -82,7 +83,8 @@ def curves(records: Sequence[Mapping[str, Any]], path: Path, *, title: str = "")
             axis.axvline(best, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
             found = next(record for record in records if record["epoch"] == best)["valid"][key]
             axis.plot([best], [found], "o", color=VALID, markeredgecolor=BEST, markersize=7, zorder=5)
-            axis.set_title(f"best: epoch {best}, {found:.3f}", fontsize=8.5, loc="right", color="#555555")
+            told = f"{found:.3f} at epoch {best}, the best by validation accuracy"
+            axis.set_title(told, fontsize=8.5, loc="right", color="#555555")
         axis.set_xlabel("epoch", fontsize=9.5)
         axis.set_title(label, fontsize=10.5, loc="left")
         axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
@@ -91,7 +93,7 @@ def curves(records: Sequence[Mapping[str, Any]], path: Path, *, title: str = "")
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].set_ylim(bottom=0)
     axes[1].set_ylim(top=min(1.02, axes[1].get_ylim()[1] + 0.02))
-    axes[0].legend(frameon=False, fontsize=9, loc="lower left")  # under where losses begin; "best" would search
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside upper right", ncols=2)
     if title:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return _save(figure, path)
@@ -109,14 +111,17 @@ def confusion(matrix: np.ndarray, labels: Sequence[str], path: Path, *, title: s
         side.set_visible(False)
     axis.set_xticks(np.arange(count) - 0.5, minor=True)
     axis.set_yticks(np.arange(count) - 0.5, minor=True)
-    axis.grid(which="minor", color="white", linewidth=2)
+    axis.grid(which="minor", color="white", linewidth=min(2, 40 / count))
     axis.tick_params(which="both", length=0)
-    if count <= MOST_CLASSES:
-        names = [drawable(label, 14) for label in labels]
+    many = count > 12
+    if count <= MOST_NAMES:
+        names = [drawable(label, 28 if many else 14) for label in labels]
         long = count > 4 and max(map(len, names)) > 4
-        tilt, side = (45, "right") if long else (0, "center")
-        axis.set_xticks(range(count), names, rotation=tilt, ha=side, parse_math=False)  # a label may hold $
-        axis.set_yticks(range(count), names, parse_math=False)
+        tilt, side = (90, "center") if many else (45, "right") if long else (0, "center")
+        small = min(9.0, 800 / count)
+        axis.set_xticks(range(count), names, rotation=tilt, ha=side, fontsize=small, parse_math=False)  # it may hold $
+        axis.set_yticks(range(count), names, fontsize=small, parse_math=False)
+    if count <= MOST_CLASSES:
         small = 8.5 if count > 8 else 10
         for row, column in np.ndindex(matrix.shape):
             text = f"{matrix[row, column]:,}"
@@ -124,10 +129,11 @@ def confusion(matrix: np.ndarray, labels: Sequence[str], path: Path, *, title: s
                 text += f"\n{share[row, column]:.1%}"
             colour = "white" if share[row, column] > 0.55 else BEST
             axis.text(column, row, text, ha="center", va="center", fontsize=small, color=colour)
-    axis.set_xlabel("answered", fontsize=9.5)
-    axis.set_ylabel("true", fontsize=9.5)
-    if title:
-        axis.set_title(title, fontsize=10.5, loc="left")
+    number = "" if count <= MOST_NAMES else ": its place among the labels of summary.json, from 0"
+    axis.set_xlabel(f"answered{number}", fontsize=9.5)
+    axis.set_ylabel(f"true{number}", fontsize=9.5)
+    told = f"{'share' if count <= 8 else 'colour: share'} of the texts with the same true label, a row is 100 %"
+    axis.set_title(f"{title}\n{told}".strip(), fontsize=9, loc="left")
     return _save(figure, path)
 
 

@@ -1,6 +1,7 @@
 """The run folder: made once, written whole, read back as a stranger's."""
 
 import errno
+import itertools
 import json
 import os
 from typing import NamedTuple
@@ -301,3 +302,30 @@ def test_pictures_are_pngs(tmp_path):
         plots.confusion(np.eye(3, dtype=int), ["$^$", "\u65e5\U0001f468\u200d", "\x1b[1m"], tmp_path / "odd.png"),
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+
+
+def test_curves_say_by_what_an_epoch_is_the_best_and_no_legend_lies_on_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figure)
+    figure = plots.curves([record(epoch, best=epoch == 2) for epoch in (1, 2, 3)], tmp_path / "curves.png", title="a")
+    figure.draw_without_rendering()
+    (legend,), panels = figure.legends, [axis.get_window_extent() for axis in figure.axes]
+    assert [text.get_text() for text in legend.get_texts()] == ["training", "validation"]
+    assert not any(legend.get_window_extent().overlaps(panel) for panel in panels)
+    for axis in figure.axes:
+        assert axis.get_title(loc="right").endswith("at epoch 2, the best by validation accuracy")
+
+
+@pytest.mark.parametrize("count", [2, 20, 60, 200])
+def test_a_confusion_matrix_names_its_classes_and_what_is_a_whole(count, tmp_path, monkeypatch):
+    """Names that do not overlap, or numbers and what they count."""
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figure)
+    names = [f"comp.sys.mac.{n}" for n in range(count)] if count > 2 else ["bad", "good"]
+    figure = plots.confusion(np.eye(count, dtype=int), names, tmp_path / "x.png", title="test")
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    assert "true label, a row is 100 %" in axis.get_title(loc="left")
+    shown = [tick.get_text() for tick in axis.get_yticklabels()]
+    assert ("summary.json" in axis.get_ylabel()) == (count == 200) and (shown == names) == (count < 200)
+    for ticks in (axis.get_xticklabels(), axis.get_yticklabels()):
+        boxes = [tick.get_window_extent() for tick in ticks if tick.get_text()]
+        assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
