@@ -51,13 +51,15 @@ class Scale(NamedTuple):
 
 
 def scale(values: Sequence[float]) -> Scale:
-    """Round ticks around the values, within 0 to 1.
+    """Round ticks around the values, within 0 to 1; equal ones stand amid 0.004.
 
     >>> [round(tick, 3) for tick in scale([0.812, 0.874]).ticks]
     [0.8, 0.82, 0.84, 0.86, 0.88]
     """
     low, high = min(values), max(values)
-    wide = max(high - low, 0.004)
+    spare = max(0.004 - (high - low), 0.0) / 2
+    low, high = max(low - spare, 0.0), min(high + spare, 1.0)
+    wide = high - low
     step = min((s for s in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2) if wide / s <= 5), default=0.2)
     first = math.floor(low / step + 1e-9)
     last = max(math.ceil(high / step - 1e-9), first + 1)
@@ -104,7 +106,7 @@ def _ranking(ranked: Ranking) -> str:
     reach = [row.valid.mean + sign * (row.valid.half or 0) for row in shown for sign in (-1, 1)]
     on = scale([min(max(value, 0.0), 1.0) for value in reach])
     keys = "".join(f"<th class=word>{safe(printable(key, 40))}" for key in ranked.keys)
-    lines = [f"<tr><th>rank{keys}<th>runs<th>validation<th>{on.low:.3g} to {on.high:.3g}<th>test"]
+    lines = [f"<tr><th>rank{keys}<th>runs<th>validation<th>validation, 95 % ({on.low:.3g} to {on.high:.3g})<th>test"]
     for place, row in enumerate(shown, 1):
         values = "".join(f"<td class=word>{safe(printable(value, 40))}" for value in row.values.values())
         lines.append(f"<tr><td>{place}{values}<td>{len(row.runs):,}<td>{row.valid}<td>{_interval(row.valid, on, place)}"

@@ -298,6 +298,16 @@ def test_a_scale_holds_its_values(values):
     assert found.low <= min(values) + 1e-9 and found.high >= max(values) - 1e-9
     assert 2 <= len(found.ticks) <= 7
     assert all(0 <= found.place(value) <= 1 for value in values)
+    assert 0 <= found.low < found.high <= 1 + 1e-9
+    assert len({f"{tick:.3g}" for tick in found.ticks}) == len(found.ticks)
+
+
+def test_the_page_of_equal_accuracies_has_axes_and_says_what_an_interval_is(tmp_path, capsys):
+    run = swept(tmp_path / "sweep", [([f"cell={cell}", f"seed={seed}"], 1.0, 1.0) for cell in "ab" for seed in (0, 1)])
+    assert call(run, "--html", tmp_path / "r.html", capsys=capsys)[0] == 0
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<th>validation<th>validation, 95 % (0.998 to 1)<th>test" in page
+    assert all(f">{tick}</text>" in page for tick in ("0.998", "0.999", "1"))
 
 
 def write(path, content):
