@@ -61,6 +61,7 @@ def _explain(trained: artefact.Loaded, text, label, layer: int, backward: bool, 
         "text": text,
         "network": {key: settings.get(key) for key in ("cell", "activation", "hidden_size", "layers", "head")}
         | {"layer": layer, "direction": insight.DIRECTIONS[backward]},
+        "unit": trained.record["tokenizer"]["name"].removesuffix("s"),
         "tokens": len(tokens) + (trained.tokenizer.end and bool(tokens)),
     }
     if not len(ids):

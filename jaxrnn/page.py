@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxrnn.document import document, safe
 from jaxrnn.plots import COLOURS
-from jaxrnn.steptable import Columns, ends, listed, methods, norm, number, part, power, printable, vector
+from jaxrnn.steptable import Columns, ends, gated, listed, methods, norm, number, part, power, printable, vector
 
 MOST_COLUMNS, MOST_UNITS = 96, 64  # of the heat map
 VERDICTS = {"vanishing": "#b3752c", "healthy": "#4d8a4a", "exploding": "#b5372f"}
@@ -23,7 +23,7 @@ def page(found: dict[str, Any]) -> str:
     text = found["text"] if len(found["text"]) <= 200 else found["text"][:199] + "…"
     parts = [f"<h1><bdi>{safe(text) or 'no text'}</bdi></h1>", f"<p class=note>{safe(about)}</p>", _bars(found)]
     if not steps:
-        parts.append("<p>The text has no words: this is the answer of a state that nothing has moved.</p>")
+        parts.append(f"<p>The text has no {found['unit']}s: this is the answer of a state that nothing has moved.</p>")
     else:
         parts += [*_forward(found), *_backward(found), *_attribution(found)]
     return document(printable(text, 60), parts)
@@ -75,11 +75,12 @@ def _forward(found) -> list[str]:
     many = len(steps) > MOST_COLUMNS
     cut = f" {len(steps):,} states in {MOST_COLUMNS} columns, each the mean of a few." if many else ""
     cut += f" The first {MOST_UNITS} units." if len(steps[0]["state"]) > MOST_UNITS else ""
-    parts = ["<h2>Forward: the state after each word</h2>",
+    gates = "<p class=note>‖W_xh x_t‖, ‖W_hh h_t−1‖ and ‖δ_t‖ are norms over all gates.</p>" if gated(steps[0]) else ""
+    parts = [f"<h2>Forward: the state after each {found['unit']}</h2>",
              f"<p class=note>Each column is a state h_t, each row a unit; blue is negative, red positive.{cut}</p>",
              f"<section>{_heat(steps)}</section>",
              "<h2>The answer so far</h2><p class=note>The probability of each label if the text ended there.</p>",
-             f"<section>{_lines(steps, lines, labels)}</section>", _table(steps, columns)]  # fmt: skip
+             f"<section>{_lines(steps, lines, labels)}</section>", gates, _table(steps, columns)]  # fmt: skip
     if len(steps[0]["state"]) <= 8 and len(steps) <= 24:
         parts.append(f"<section><pre>{_vectors(steps)}</pre></section>")
     return parts
@@ -126,7 +127,7 @@ def _attribution(found) -> list[str]:
     if held is None:
         return ["<h2>Attribution</h2><p class=note>Left out: the text is too long, or its inputs too wide.</p>"]
     names = methods(held)
-    parts = [f"<h2>Attribution: what each word adds to ln p(<bdi>{safe(found['label'])}</bdi>)</h2>"]
+    parts = [f"<h2>Attribution: what each {found['unit']} adds to ln p(<bdi>{safe(found['label'])}</bdi>)</h2>"]
     for name, key in names.items():
         top = max((abs(v) for v in held[key] if v is not None), default=0) or 1
         words = "".join(_chip(steps, held[key], top, place) for place in ends(len(steps)))

@@ -44,8 +44,8 @@ def picture(found: dict[str, Any], path: Path) -> Path:
         _gradients(axes[2], found)
         _words(axes[2], [step["token"] for step in steps])
     else:
-        figure.text(0.012, 0.4, "The text has no words: this is the answer of a state that nothing has moved.",
-                    fontsize=11, color=INK)  # fmt: skip
+        told = f"The text has no {found['unit']}s: this is the answer of a state that nothing has moved."
+        figure.text(0.012, 0.4, told, fontsize=11, color=INK)
     with storing(path, "name another file"):
         figure.savefig(path, format=format_of(path))
     return path
@@ -68,7 +68,7 @@ def _states(figure: Any, axis: Any, found: dict[str, Any]) -> None:
     top = max(1e-6, float(np.nanmax(np.abs(state)))) if np.isfinite(state).any() else 1.0
     shown = axis.imshow(state, aspect="auto", cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest",
                         extent=(0.5, state.shape[1] + 0.5, len(state) + 0.5, 0.5))  # fmt: skip
-    _plain(axis, f"hidden state h after each word   ({net['cell']}, {len(state)} units, {net['direction']})")
+    _plain(axis, f"hidden state h after each {found['unit']}   ({net['cell']}, {len(state)} units, {net['direction']})")
     axis.grid(False)
     axis.spines[:].set_visible(False)
     axis.set_ylabel("unit", fontsize=9.5)

@@ -9,6 +9,7 @@ import numpy as np
 ENDS = 12  # steps shown at either end of a long text
 FEW = 8  # numbers of a vector that is written out
 WIDEST = 18  # columns of a token
+DRAWN = 16  # units of a state that are drawn as bars
 BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -92,9 +93,9 @@ def listed(values: Sequence[float | None]) -> Callable[[dict], str]:
     return lambda step: number(values[step["t"] - 1], "+")
 
 
-def sketch(vector: Sequence[float | None], most: int = 16) -> str:
+def sketch(vector: Sequence[float | None]) -> str:
     """The first numbers of a state as bars, -1 to 1 (or to the largest)."""
-    values = np.array([0.0 if v is None else v for v in vector[:most]])
+    values = np.array([0.0 if v is None else v for v in vector[:DRAWN]])
     top = max(1.0, np.abs(values).max(initial=0.0))
     return "".join(BARS[round((v / top + 1) * 4)] for v in values)
 
@@ -114,7 +115,8 @@ def tables(found: dict[str, Any]) -> str:
              f"{net['cell']}, {net['activation']}, H = {net['hidden_size']}, layer {net['layer']} of {net['layers']}, "
              f"{net['direction']}, head {net['head']}"]  # fmt: skip
     if not steps:
-        return "\n".join([*lines, "", "the text has no words: this is the answer of a state that nothing has moved"])
+        told = f"the text has no {found['unit']}s: this is the answer of a state that nothing has moved"
+        return "\n".join([*lines, "", told])
     shown = labels if len(labels) <= 4 else [found["label"]]
     forward: Columns = {
         "known": lambda s: "yes" if s["known"] else "no",
@@ -127,6 +129,7 @@ def tables(found: dict[str, Any]) -> str:
         "h": lambda s: sketch(s["state"]),
     }
     lines += ["", "forward: h in |W_hh h| is the state before the step, p the answer if the text ended there"]
+    lines += _notes(steps)
     lines += table(steps, forward)
     lines += _vectors(steps)
     shares = list(found["gradients"])
@@ -143,6 +146,18 @@ def tables(found: dict[str, Any]) -> str:
     lines.append(f"  the sums equal automatic differentiation's gradients: largest relative difference "
                  f"{found['gradients_error']:.1e}")  # fmt: skip
     return "\n".join([*lines, *_flow(found), *_attribution(found)])
+
+
+def gated(step: dict[str, Any]) -> bool:
+    """Has the cell several products of a step, one for each gate."""
+    return isinstance(step["from_input"], list) and len(step["from_input"]) > len(step["state"])
+
+
+def _notes(steps) -> list[str]:
+    units = len(steps[0]["state"])
+    notes = ["|W_xh x|, |W_hh h| and |delta| are norms over all gates"] if gated(steps[0]) else []
+    notes += [f"the bars of h are its first {DRAWN} of {units:,} units"] if units > DRAWN else []
+    return ["  " + "; ".join(notes)] if notes else []
 
 
 def _vectors(steps) -> list[str]:
@@ -184,7 +199,8 @@ def _attribution(found) -> list[str]:
         return ["", "attribution: left out, the text is too long, or its inputs are too many numbers"]
     names = methods(held)
     columns = {head: listed(held[name]) for head, name in names.items()}
-    lines = ["", f"attribution: what each word adds to ln p({printable(found['label'], 20)}), by three methods"]
+    label = printable(found["label"], 20)
+    lines = ["", f"attribution: what each {found['unit']} adds to ln p({label}), by three methods"]
     lines += table(found["steps"], columns)
     if held["complete"]:
         lines.append(f"  integrated gradients are complete to {number(held['completeness_error'])}")

@@ -26,14 +26,14 @@ B_Y = [0.01, -0.02]
 TOKENS = ("<padding>", "<unknown>", "cats", "i", "love")
 
 
-def stored(folder, tokens=TOKENS, labels=("bad", "good"), fill=None, dataset=None, **settings):
+def stored(folder, tokens=TOKENS, labels=("bad", "good"), fill=None, dataset=None, tokenizer="words", **settings):
     """A run folder with a model in it, as train leaves one."""
     network = {"vocabulary_size": len(tokens), "classes": len(labels), "input": "one_hot", "hidden_size": 2}
     network |= {"cell": "vanilla", "activation": "tanh", "layers": 1, "bidirectional": False, "head": "last"} | settings
     params = jaxrnn.rnn(**network).init(jax.random.key(0))
     params = params if fill is None else fill(params)
     record = {"format": 1, "network": network, "labels": list(labels), "dataset": dataset or {"name": "phrases"},
-              "tokenizer": {"name": "words"}, "max_length": 512}  # fmt: skip
+              "tokenizer": {"name": tokenizer}, "max_length": 512}  # fmt: skip
     folder.mkdir(exist_ok=True)
     save_model(folder, Saved(record, packing.flat(params), Vocabulary(tuple(tokens)).to_json()))
     return folder
@@ -297,3 +297,26 @@ def test_a_character_is_drawn_in_a_font_that_has_it_or_as_an_escape(slides_run, 
     assert plots.drawable("\U0001d670\U0001f389") == "\U0001d670\\U0001f389"
     code, _, error = asked(capsys, slides_run, "\U0001d670", "--png", tmp_path / "x.png")
     assert code == 0 and "Glyph" not in error
+
+
+@pytest.mark.parametrize("tokenizer, unit", [("words", "word"), ("characters", "character"), ("bytes", "byte")])
+def test_a_step_is_called_what_the_tokenizer_makes(tokenizer, unit, tmp_path, capsys):
+    run = stored(tmp_path / "run", tokenizer=tokenizer)
+    for text, expected in (("i love cats", f"{unit} adds"), ("", f"The text has no {unit}s")):
+        _, out, _ = asked(capsys, run, text, "--html", tmp_path / "x.html", "--png", tmp_path / "x.svg")
+        seen = (out, (tmp_path / "x.html").read_text("utf-8"), (tmp_path / "x.svg").read_text("utf-8"))
+        assert expected.lower() in out.lower() and expected in seen[1]
+        assert (f"after each {unit}" if text else expected) in seen[2]
+        assert unit == "word" or not any(re.search(r"each word|no words", one) for one in seen)
+
+
+@pytest.mark.parametrize("cell, units", [("vanilla", 2), ("gru", 17), ("lstm", 3)])
+def test_norms_over_gates_and_a_state_of_which_a_part_is_drawn_are_told(cell, units, tmp_path, capsys):
+    run = stored(tmp_path / "run", cell=cell, hidden_size=units)
+    _, out, _ = asked(capsys, run, "i love cats", "--html", tmp_path / "x.html")
+    assert out.count("over all gates") == (cell != "vanilla")
+    assert out.count("the bars of h are its first 16 of 17 units") == (units == 17)
+    assert (tmp_path / "x.html").read_text("utf-8").count("over all gates") == (cell != "vanilla")
+    _, out, _ = asked(capsys, run, "i", "--json")
+    (step,) = json.loads(out)["steps"]
+    assert all((len(step[name]) > units) == (cell != "vanilla") for name in ("from_input", "from_state", "delta"))
