@@ -40,6 +40,10 @@ def load_model(run: Path) -> Saved:
     """The model of a run. Each file is compared with the manifest, then parsed; ArtefactError says what differs."""
     folder = run / "model"
     if not folder.is_dir():
+        if (run / "config.yaml").is_file():
+            raise ArtefactError(
+                f"{run} has no model yet: model/ is written when training ends or is stopped, after one epoch or more"
+            )
         raise ArtefactError(f"{run} holds no model/: expected a run folder that jaxrnn.train has written")
     check_config(run)
     _, content = verified(folder)

@@ -86,6 +86,14 @@ def test_damage_is_found_before_use(run, name, damage):
     assert not os.path.exists("CANARY")
 
 
+def test_a_run_that_still_trains_has_no_model_yet(tmp_path):
+    with pytest.raises(ArtefactError, match="holds no model/: expected a run folder"):
+        stored.load_model(tmp_path)
+    (tmp_path / "config.yaml").write_text("cell: gru\n")
+    with pytest.raises(ArtefactError, match="no model yet: model/ is written when training ends or is stopped"):
+        stored.load_model(tmp_path)
+
+
 def test_what_is_no_safetensors_file_is_refused_even_with_its_right_sum(run):
     import hashlib
 
