@@ -219,11 +219,18 @@ def find(run: str, root: Path = ROOT) -> Path:
         if (path / "sweep.json").is_file():
             raise ArtefactError(f"{run} is a sweep: expected one of its jobs, as in {path / '0'}")
         return path
+    if (found := newest(root)) is None:
+        raise ArtefactError(f"no completed run below {root}/: train one first, python -m jaxrnn.train")
+    return found
+
+
+def newest(root: Path) -> Path | None:
+    """The newest completed run below a folder."""
     for _, path in sorted(_summaries(root, 3), reverse=True):
         summary = read_json(path)
         if isinstance(summary, dict) and summary.get("status") == "completed":
             return path.parent
-    raise ArtefactError(f"no completed run below {root}/: train one first, python -m jaxrnn.train")
+    return None
 
 
 def _summaries(folder: Path, depth: int) -> Iterator[tuple[int, Path]]:

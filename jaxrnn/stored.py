@@ -12,7 +12,7 @@ import numpy as np
 from jaxrnn.checkpoints import commit, parsed, verified
 from jaxrnn.errors import ArtefactError
 from jaxrnn.packing import Piece, arrays, packed
-from jaxrnn.runs import check_config
+from jaxrnn.runs import check_config, newest
 
 MODEL_FILES = ("model.json", "params.safetensors", "vocabulary.json")
 
@@ -44,7 +44,7 @@ def load_model(run: Path) -> Saved:
             raise ArtefactError(
                 f"{run} has no model yet: model/ is written when training ends or is stopped, after one epoch or more"
             )
-        raise ArtefactError(f"{run} holds no model/: expected a run folder that jaxrnn.train has written")
+        raise ArtefactError(f"{run} holds no model/: expected a run folder that jaxrnn.train has written{_near(run)}")
     check_config(run)
     _, content = verified(folder)
     if sorted(content) != sorted(MODEL_FILES):
@@ -58,3 +58,12 @@ def load_model(run: Path) -> Saved:
     except UnicodeDecodeError as error:
         raise ArtefactError(f"{folder / 'vocabulary.json'}: not UTF-8: {error}") from None
     return Saved(settings, named, vocabulary)
+
+
+def _near(folder: Path) -> str:
+    """The run that may be meant where a folder of runs is given."""
+    try:
+        found = newest(folder)
+    except ArtefactError:  # of a summary.json that is none of ours
+        found = None
+    return f", such as {found}, the newest completed one in it" if found else ""

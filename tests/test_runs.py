@@ -86,6 +86,18 @@ def test_damage_is_found_before_use(run, name, damage):
     assert not os.path.exists("CANARY")
 
 
+def test_a_folder_of_runs_is_refused_with_the_newest_of_them(tmp_path):
+    for number, (place, status) in enumerate([("1", "completed"), ("2", "completed"), ("3", "failed")]):
+        (tmp_path / place).mkdir()
+        runs.write_json(tmp_path / place / "summary.json", {"status": status})
+        os.utime(tmp_path / place / "summary.json", ns=(number * 10**9, number * 10**9))
+    with pytest.raises(ArtefactError, match=f"expected a run folder .*, such as {tmp_path / '2'}, the newest"):
+        stored.load_model(tmp_path)
+    (tmp_path / "3" / "summary.json").write_text("{")
+    with pytest.raises(ArtefactError, match=r"holds no model/: expected a run folder that jaxrnn.train has written$"):
+        stored.load_model(tmp_path)
+
+
 def test_a_run_that_still_trains_has_no_model_yet(tmp_path):
     with pytest.raises(ArtefactError, match="holds no model/: expected a run folder"):
         stored.load_model(tmp_path)
