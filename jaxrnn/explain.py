@@ -231,7 +231,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--html", metavar="F", type=Path, help="write a page that needs nothing else")
     parser.add_argument("--png", metavar="F", type=Path, help="write a picture: .png, .pdf or .svg")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto", help="default: auto")
-    given = parser.parse_args(arguments)
+    given, more = parser.parse_known_args(arguments)
+    if more:
+        quote = "" if any(word.startswith("-") for word in more) else "; quote the text"
+        parser.error(f"unrecognized arguments: {' '.join(more)}{quote}")
     command.check_outputs(given.html, given.png)
     if given.png:
         picture.format_of(given.png)

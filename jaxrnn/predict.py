@@ -85,7 +85,9 @@ def main(arguments: Sequence[str]) -> int:
     """The command: -> exit code."""
     parser = command.Parser(prog="jaxrnn-predict", description="Label texts: arguments, a file, or standard input.")
     parser.add_argument("run", metavar="RUN", help="a run folder, a job folder of a sweep, or latest")
-    parser.add_argument("texts", metavar="TEXT", nargs="*", help="without any, and without --file: standard input")
+    parser.add_argument(
+        "texts", metavar="TEXT", nargs="*", default=[], help="without any, and without --file: standard input"
+    )
     parser.add_argument("--file", metavar="F", help="a file of texts, one per line")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto", help="default: auto")
     parser.add_argument("--json", action="store_true", help="a JSON object per line: text, label, probabilities")
@@ -99,6 +101,8 @@ def main(arguments: Sequence[str]) -> int:
     devices.open_cache(lambda line: None)
     with jax.default_device(*devices.choose(given.device)):
         rows = 1 if not given.texts and given.file is None and sys.stdin and sys.stdin.isatty() else ROWS
+        if rows == 1:
+            print("jaxrnn.predict: reading texts from the terminal, one per line; Ctrl-D ends", file=sys.stderr)
         for line in predict(trained, source(given.texts, given.file), rows, given.json):
             print(line, flush=rows == 1)
     return 0

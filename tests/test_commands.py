@@ -21,6 +21,7 @@ from jaxrnn import (
     config,
     devices,
     evaluate,
+    explain,
     job,
     loggers,
     predict,
@@ -31,7 +32,7 @@ from jaxrnn import (
 )
 from jaxrnn.errors import ConfigurationError, DataError
 
-COMMANDS = {"train": train.main, "evaluate": evaluate.main, "predict": predict.main}
+COMMANDS = {"train": train.main, "evaluate": evaluate.main, "predict": predict.main, "explain": explain.main}
 TINY = ["hidden_size=8", "input.size=4", "batch_size=16", "epochs=2", "dataset.train_rows=64"]
 TINY += ["dataset.valid_rows=20", "dataset.test_rows=30"]
 
@@ -155,6 +156,18 @@ def test_predict_reads_standard_input(trained, monkeypatch, capsys):
     assert [line.split("\t")[2] for line in out] == ["good", "bad"]
 
 
+def test_predict_says_that_it_reads_from_the_terminal(trained, monkeypatch, capsys):
+    for asked in (True, False):
+        stdin = io.TextIOWrapper(io.BytesIO(b"good\nbad\n"), encoding="utf-8")
+        monkeypatch.setattr(stdin, "isatty", lambda asked=asked: asked)
+        monkeypatch.setattr(sys, "stdin", stdin)
+        code, out, err = call("predict", trained[0], capsys=capsys)
+        assert (code, len(out)) == (0, 2)
+        assert [line.partition(": ")[2] for line in err] == [
+            "reading texts from the terminal, one per line; Ctrl-D ends"
+        ] * asked
+
+
 def test_predictions_do_not_depend_on_the_company(trained):
     answer = predict.predictor(artefact.load(trained[0]))
     texts = ["this is not good", "good", "i think the food was awful but is great now"]
@@ -181,8 +194,11 @@ REFUSED = {
     "evaluate nosuch": (5, "nosuch"),
     "evaluate latest": (5, "no completed run"),
     "evaluate . --split half": (2, "half"),
+    "predict": (2, "required: RUN;"),
     "predict .": (5, "model/"),
     "predict . text --file f": (2, "both"),
+    "explain latest not good": (2, "unrecognized arguments: good; quote the text; see"),
+    "explain latest good --nosuch": (2, "unrecognized arguments: --nosuch; see"),
 }
 
 
