@@ -86,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = command.Parser(prog="jaxrnn-predict", description="Label texts: arguments, a file, or standard input.")
     parser.add_argument("run", metavar="RUN", help="a run folder, a job folder of a sweep, or latest")
     parser.add_argument(
-        "texts", metavar="TEXT", nargs="*", default=[], help="without any, and without --file: standard input"
+        "texts", metavar="TEXT", nargs="*", default=[], help="none, or -, and no --file: standard input"
     )
     parser.add_argument("--file", metavar="F", help="a file of texts, one per line")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto", help="default: auto")
@@ -94,6 +94,8 @@ def main(arguments: Sequence[str]) -> int:
     given = parser.parse_intermixed_args(arguments)
     if given.file is not None and given.texts:
         raise ConfigurationError("expected texts or --file, found both")
+    if given.texts == ["-"] or given.file == "-":
+        given.texts, given.file = [], None
     devices.set_flags()
     trained = artefact.load(runs.find(given.run))
     import jax

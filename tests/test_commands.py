@@ -150,10 +150,11 @@ def test_a_line_without_end_is_refused(trained, monkeypatch, capsys):
 
 def test_predict_reads_standard_input(trained, monkeypatch, capsys):
     folder, _ = trained
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"good\nbad"), encoding="utf-8"))
-    code, out, _ = call("predict", folder, capsys=capsys)
-    assert code == 0
-    assert [line.split("\t")[2] for line in out] == ["good", "bad"]
+    for named in ([], ["-"], ["--file", "-"]):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"good\nbad"), encoding="utf-8"))
+        code, out, _ = call("predict", folder, *named, capsys=capsys)
+        assert code == 0
+        assert [line.split("\t")[2] for line in out] == ["good", "bad"]
 
 
 def test_predict_says_that_it_reads_from_the_terminal(trained, monkeypatch, capsys):
