@@ -55,7 +55,7 @@ def _explain(trained: artefact.Loaded, text, label, layer: int, backward: bool, 
     if backward and len(parts.cells[0]) == 1:
         raise ConfigurationError("--backward: this network reads in one direction only")
     text = text.encode("utf-8", "replace").decode()  # half a character on the command line is no character
-    ids, _ = texts.encode_texts([text], trained.tokenizer, trained.vocabulary, trained.record["max_length"])
+    ids, *_ = texts.encode_texts([text], trained.tokenizer, trained.vocabulary, trained.record["max_length"])
     tokens = trained.tokenizer.split(text)
     found: dict[str, Any] = {
         "text": text,

@@ -5,9 +5,9 @@ An empty text is answered from the state that nothing has moved yet, at length z
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -35,8 +35,17 @@ def _at_least(count: int, floor: int = 1) -> int:
     return max(floor, 1 << max(count - 1, 0).bit_length())
 
 
-def predictor(trained: artefact.Loaded) -> Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]:
-    """-> texts -> probabilities [R, classes] and number of tokens [R]."""
+class Answers(NamedTuple):
+    """What the network answers to R texts, and how much of them it read."""
+
+    probabilities: np.ndarray  # [R, classes]
+    length: np.ndarray  # [R] tokens read, an end included
+    unknown: np.ndarray  # [R] of them that the vocabulary has not
+    cut: np.ndarray  # [R] bool: the text is longer than max_length
+
+
+def predictor(trained: artefact.Loaded) -> Callable[[Sequence[str]], Answers]:
+    """-> texts -> Answers."""
     import jax
 
     from jaxrnn import metrics, text
@@ -44,8 +53,10 @@ def predictor(trained: artefact.Loaded) -> Callable[[Sequence[str]], tuple[np.nd
 
     apply = jax.jit(trained.model.apply)
 
-    def answer(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        tokens, offset = text.encode_texts(texts, trained.tokenizer, trained.vocabulary, trained.record["max_length"])
+    def answer(texts: Sequence[str]) -> Answers:
+        tokens, offset, cut = text.encode_texts(
+            texts, trained.tokenizer, trained.vocabulary, trained.record["max_length"]
+        )
         length = np.diff(offset)
         rows, steps = _at_least(len(texts)), _at_least(int(length.max()), 8)
         real = np.arange(steps) < length[:, None]
@@ -54,31 +65,46 @@ def predictor(trained: artefact.Loaded) -> Callable[[Sequence[str]], tuple[np.nd
         whole = np.zeros(rows, np.int32)
         whole[: len(texts)] = length
         batch = Batch(inputs, whole, np.zeros(rows, np.int32), np.ones(rows, np.float32))
-        return metrics.probabilities(metrics.finite(np.asarray(apply(trained.params, batch))[: len(texts)])), length
+        logits = metrics.finite(np.asarray(apply(trained.params, batch))[: len(texts)])
+        return Answers(metrics.probabilities(logits), length, (inputs[: len(texts)] == 1).sum(axis=1), cut)
 
     return answer
 
 
-def told(text: str, p: np.ndarray, length: int, labels: Sequence[str], as_json: bool) -> str:
-    """One line of output."""
+def told(text: str, p: np.ndarray, marks: Mapping[str, Any], labels: Sequence[str], as_json: bool) -> str:
+    """One line of output; the marks that hold, as empty, stand in --json alone."""
     best = int(p.argmax(0))
     if as_json:
         found = {"text": text, "label": labels[best], "probabilities": dict(zip(labels, p.tolist(), strict=True))}
-        return json.dumps(found | ({} if length else {"empty": True}), ensure_ascii=False)
+        return json.dumps(found | {name: mark for name, mark in marks.items() if mark}, ensure_ascii=False)
     label = labels[best].translate(BLANKS)
     return f"{label}\t{p[best]:.4f}\t{text.replace(chr(10), ' ')}"
 
 
 def predict(trained: artefact.Loaded, texts: Iterable[str], rows: int = ROWS, as_json: bool = False) -> Iterator[str]:
-    """Lines of output, in the order of the texts."""
-    answer, rest, number = predictor(trained), iter(texts), 0
+    """Lines of output, in the order of the texts; at the end it is said which were not read whole."""
+    answer, rest, number, cut, strange = predictor(trained), iter(texts), 0, 0, 0
     while chunk := list(islice(rest, rows)):
-        probabilities, length = answer(chunk)
-        for text, p, size in zip(chunk, probabilities, length, strict=True):
+        found = answer(chunk)
+        cut += int(found.cut.sum())
+        strange += int(((found.unknown > 0) & (found.unknown + trained.tokenizer.end == found.length)).sum())
+        for text, p, length, unknown, longer in zip(chunk, *found, strict=True):
             number += 1
-            if not size and not as_json:
+            if not length and not as_json:
                 print(f"jaxrnn.predict: text {number} is empty: answered at length zero", file=sys.stderr)
-            yield told(text, p, int(size), trained.labels, as_json)
+            marks = {"empty": not length, "unknown": int(unknown), "cut": bool(longer)}
+            yield told(text, p, marks, trained.labels, as_json)
+    for line in not_whole(cut, strange, trained.record["max_length"]):
+        print(f"jaxrnn.predict: {line}", file=sys.stderr)
+
+
+def not_whole(cut: int, strange: int, max_length: int) -> Iterator[str]:
+    """What is said at the end of texts that were cut, and of those without a known token."""
+    if cut:
+        many = "1 text is" if cut == 1 else f"{cut:,} texts are"
+        yield f"{many} longer than max_length={max_length} and {'was' if cut == 1 else 'were'} cut"
+    if strange:
+        yield f"{'1 text has' if strange == 1 else f'{strange:,} texts have'} no token that the vocabulary knows"
 
 
 def main(arguments: Sequence[str]) -> int:

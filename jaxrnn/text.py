@@ -291,15 +291,20 @@ def unknown_share(corpus: Corpus, rows: np.ndarray) -> float:
 
 def encode_texts(
     texts: Iterable[str], tokenizer: Tokenizer, vocabulary: Vocabulary, max_length: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [N] int32 end to end and offset [R + 1] int32 of texts to predict; an empty text has length zero."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens [N] int32 end to end and offset [R + 1] int32 of texts to predict; [R] bool, which were cut.
+
+    An empty text has length zero.
+    """
     limit = (max_length if max_length is not None else 1 << 31) - tokenizer.end
-    known, tokens, offset = vocabulary.ids, array("i"), array("i", [0])
+    known, tokens, offset, cut = vocabulary.ids, array("i"), array("i", [0]), bytearray()
     for text in texts:
-        found = tokenizer.split(text)[:limit]
+        found = tokenizer.split(text)
+        cut.append(len(found) > limit)
         if found:
-            tokens.extend([known.get(token, 1) for token in found])
+            tokens.extend([known.get(token, 1) for token in found[:limit]])
             if tokenizer.end:
                 tokens.append(2)
         offset.append(len(tokens))
-    return np.frombuffer(tokens, np.int32) if tokens else np.zeros(0, np.int32), np.frombuffer(offset, np.int32)
+    ids = np.frombuffer(tokens, np.int32) if tokens else np.zeros(0, np.int32)
+    return ids, np.frombuffer(offset, np.int32), np.array(cut, bool)

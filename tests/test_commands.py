@@ -118,8 +118,10 @@ def test_predict_answers_each_text_in_order(trained, tmp_path, capsys):
     (tmp_path / "texts").write_bytes("\n".join(texts).encode() + b"\r\n")
     code, out, err = call("predict", folder, "--file", tmp_path / "texts", "--json", capsys=capsys)
     found = [json.loads(line) for line in out]
-    assert (code, err) == (0, [])
+    assert (code, err) == (0, ["jaxrnn.predict: 2 texts have no token that the vocabulary knows"])
     assert [line["text"] for line in found] == texts
+    assert [line.get("unknown", 0) for line in found] == [0, 0, 0, 1, 0, 2, 0]
+    assert not any("cut" in line for line in found)
     assert [line.get("empty", False) for line in found] == [False, True, False, False, True, False, False]
     assert all(sum(line["probabilities"].values()) == pytest.approx(1) for line in found)
     assert all(line["label"] == max(line["probabilities"], key=line["probabilities"].get) for line in found)
@@ -131,10 +133,27 @@ def test_predict_answers_each_text_in_order(trained, tmp_path, capsys):
     assert ["text 2 is empty" in err[0], "text 5 is empty" in err[1]] == [True, True]
 
 
+def test_predict_says_which_texts_were_cut(trained, tmp_path, capsys):
+    saved = stored.load_model(trained[0])
+    saved.settings["max_length"] = 3
+    stored.save_model(tmp_path, saved)
+    texts = ["this is not good", "this is good", "zzz good now today"]
+    code, out, err = call("predict", tmp_path, *texts, "--json", capsys=capsys)
+    assert (code, err) == (0, ["jaxrnn.predict: 2 texts are longer than max_length=3 and were cut"])
+    assert [json.loads(line).get("cut") for line in out] == [True, None, True]
+    assert [json.loads(line).get("unknown") for line in out] == [None, None, 1]
+    code, out, err = call("predict", tmp_path, texts[0], "zzz", capsys=capsys)
+    assert [line.split("\t")[2] for line in out] == [texts[0], "zzz"]
+    assert err == [
+        "jaxrnn.predict: 1 text is longer than max_length=3 and was cut",
+        "jaxrnn.predict: 1 text has no token that the vocabulary knows",
+    ]
+
+
 def test_a_label_stays_in_its_column_and_moves_no_cursor():
     labels = ["a\tb\nc", "\x1b[2J"]
-    assert predict.told("x", np.array([0.75, 0.25]), 1, labels, False) == "a b c\t0.7500\tx"
-    assert json.loads(predict.told("x", np.array([0.75, 0.25]), 1, labels, True))["label"] == labels[0]
+    assert predict.told("x", np.array([0.75, 0.25]), {}, labels, False) == "a b c\t0.7500\tx"
+    assert json.loads(predict.told("x", np.array([0.75, 0.25]), {}, labels, True))["label"] == labels[0]
     found = {"run": "r", "split": "test", "rows": 2, "labels": labels, "confusion": [[1, 0], [0, 1]]}
     found |= dict.fromkeys(("accuracy", "loss", "f1_macro", "ece"), 0.5) | {"accuracy_ci95": [0.1, 0.9]}
     found["baselines"] = {name: {"accuracy": 0.5} for name in ("bag_of_words", "majority")}
@@ -172,7 +191,7 @@ def test_predict_says_that_it_reads_from_the_terminal(trained, monkeypatch, caps
 def test_predictions_do_not_depend_on_the_company(trained):
     answer = predict.predictor(artefact.load(trained[0]))
     texts = ["this is not good", "good", "i think the food was awful but is great now"]
-    together, _ = answer(texts)
+    together = answer(texts).probabilities
     alone = np.concatenate([answer([text])[0] for text in texts])
     np.testing.assert_allclose(together, alone, atol=1e-6)
 

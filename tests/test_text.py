@@ -65,7 +65,7 @@ def test_every_tokenizer_takes_every_text(name, end):
     if end:
         assert found.vocabulary.end == 2
         assert (found.corpus.tokens[found.corpus.offset[1:] - 1] == 2).all()
-    tokens, offset = text.encode_texts([odd for odd, _ in rows], tokenizer, found.vocabulary)
+    tokens, offset, _ = text.encode_texts([odd for odd, _ in rows], tokenizer, found.vocabulary)
     for number in range(len(rows)):
         mine = tokens[offset[number] : offset[number + 1]].tolist()
         assert mine == row(found.corpus, number) or (not mine and row(found.corpus, number)[0] == 1)
@@ -98,9 +98,11 @@ def test_long_texts_are_cut_and_counted(end):
     assert found.corpus.length.max() == 3
     assert found.report["cut"] == (count := 12 + 12 + 12 if end else 12)
     assert found.report["warnings"][-1] == f"{count} texts are longer than max_length=3 and were cut"
-    tokens, offset = text.encode_texts(["a cat ran off"], text.words(end=end), found.vocabulary, 3)
-    assert tokens.tolist() == row(found.corpus, 2)
-    assert offset.tolist() == [0, 3]
+    texts = ["a cat ran off", "a cat ran", "a cat"]
+    tokens, offset, cut = text.encode_texts(texts, text.words(end=end), found.vocabulary, 3)
+    assert tokens[:3].tolist() == row(found.corpus, 2)
+    assert offset.tolist() == [0, 3, 6, 8 + end]
+    assert cut.tolist() == [True, end, False]
 
 
 def test_an_empty_text_is_one_unknown_token_in_a_corpus_and_nothing_to_predict():
