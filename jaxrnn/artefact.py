@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrnn import packing, stored, text
+from jaxrnn.data import files
+from jaxrnn.data.lines import Limits
 from jaxrnn.errors import ArtefactError, ConfigurationError, JaxrnnError, unknown
 from jaxrnn.settings import Settings
 from jaxrnn.vocabulary import Vocabulary
@@ -110,6 +112,19 @@ def again(recorded: Mapping[str, Any]) -> Any:
         if isinstance(place, str) and isinstance(start, str) and not os.path.exists(place):
             settings[key] = os.path.join(start, place)
     return splits(name, settings)
+
+
+def reading(recorded: Mapping[str, Any]) -> tuple[str, str, Limits]:
+    """Columns of text and label of another file, and how to decode it: as the run's own files, if it had any."""
+    own = recorded if recorded.get("name") == "files" else {}
+    text, label = own.get("text", "text"), own.get("label", "label")
+    given = {key: own[key] for key in ("encoding", "max_characters", "max_ratio", "max_gigabytes") if key in own}
+    kinds = {"encoding": str, "max_characters": int | None}
+    if not all(isinstance(value, kinds.get(key, int)) for key, value in given.items()) or not (
+        isinstance(text, str) and isinstance(label, str)
+    ):
+        raise ArtefactError(f"model.json: expected settings of dataset=files, found {dict(own)!r:.200}")
+    return text, label, files.limits_of(**given)._replace(ask="give --")
 
 
 def tokenizer(name: str, settings: Mapping[str, Any]) -> text.Tokenizer:

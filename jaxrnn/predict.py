@@ -1,4 +1,4 @@
-"""python -m jaxrnn.predict RUN [TEXT ...] [--file F] [--json]: labels for texts, one line out for each line in.
+"""python -m jaxrnn.predict RUN [TEXT ...] [--file F [--text C]] [--json]: labels, one line out for each text.
 
 An empty text is answered from the state that nothing has moved yet, at length zero, and marked.
 """
@@ -7,11 +7,13 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from jaxrnn import artefact, command, devices, runs
+from jaxrnn.data import files
 from jaxrnn.errors import ConfigurationError, DataError
 
 ROWS = 256  # texts answered at once
@@ -114,12 +116,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "texts", metavar="TEXT", nargs="*", default=[], help="none, or -, and no --file: standard input"
     )
-    parser.add_argument("--file", metavar="F", help="a file of texts, one per line")
+    parser.add_argument("--file", metavar="F", help="a file of texts, one per line, or a .csv, .tsv or .jsonl")
+    parser.add_argument(
+        "--text", metavar="COLUMN", help="which column of F; default: that of the run's own files, or text"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto", help="default: auto")
     parser.add_argument("--json", action="store_true", help="a JSON object per line: text, label, probabilities")
     given = parser.parse_intermixed_args(arguments)
     if given.file is not None and given.texts:
         raise ConfigurationError("expected texts or --file, found both")
+    if given.text is not None and not is_table(given.file):
+        raise ConfigurationError(
+            f"--text {given.text}: expected --file with a file of columns: {', '.join(files.KINDS)}"
+        )
     if given.texts == ["-"] or given.file == "-":
         given.texts, given.file = [], None
     devices.set_flags()
@@ -131,7 +140,8 @@ def main(arguments: Sequence[str]) -> int:
         rows = 1 if not given.texts and given.file is None and sys.stdin and sys.stdin.isatty() else ROWS
         if rows == 1:
             print("jaxrnn.predict: reading texts from the terminal, one per line; Ctrl-D ends", file=sys.stderr)
-        for line in predict(trained, source(given.texts, given.file), rows, given.json):
+        texts = column(trained, given.file, given.text) if is_table(given.file) else source(given.texts, given.file)
+        for line in predict(trained, texts, rows, given.json):
             print(line, flush=rows == 1)
     return 0
 
@@ -150,6 +160,17 @@ def source(texts: Sequence[str], file: str | None) -> Iterator[str]:
                 yield from lines(stream, file)
         except OSError as error:
             raise DataError(f"{file}: {error.strerror}") from None
+
+
+def is_table(file: str | None) -> bool:
+    """A file of columns, by its name."""
+    return file is not None and files.ending(Path(file)) in files.KINDS
+
+
+def column(trained: artefact.Loaded, file: str, name: str | None) -> Iterator[str]:
+    """The texts of a file of columns, one for each row."""
+    own, _, limits = artefact.reading(trained.record["dataset"])
+    return (text for text, _ in files.table(Path(file), own if name is None else name, None, limits))
 
 
 def entry() -> None:

@@ -133,6 +133,43 @@ def test_predict_answers_each_text_in_order(trained, tmp_path, capsys):
     assert ["text 2 is empty" in err[0], "text 5 is empty" in err[1]] == [True, True]
 
 
+TABLES = {
+    "rows.csv": 'id,text,said\n1,good,bad\n\n2,"not good, ""at"" all\nreally",sad\n3,,x\n',
+    "rows.TSV": 'id\ttext\tsaid\n1\tgood\tbad\n2\tnot good, "at" all really\tsad\n3\t\tx\n',
+    "rows.jsonl": '{"text": "good", "said": "bad"}\n{"text": "not good, \\"at\\" all really", "said": "sad"}\n'
+    '{"text": "", "said": "x"}\n',
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_predict_reads_a_column_of_a_table_row_by_row(trained, name, tmp_path, capsys):
+    Path(name).write_text(TABLES[name])
+    code, out, _ = call("predict", trained[0], "--file", name, capsys=capsys)
+    assert code == 0
+    assert [line.split("\t")[2] for line in out] == ["good", 'not good, "at" all really', ""]
+    code, out, _ = call("predict", trained[0], "--file", name, "--text", "said", capsys=capsys)
+    assert [line.split("\t")[2] for line in out] == ["bad", "sad", "x"]
+    code, out, err = call("predict", trained[0], "--file", name, "--text", "sais", capsys=capsys)
+    assert (code, out, len(err)) == (3, [], 1)
+    assert "'sais'; did you mean 'said'?" in err[0] and err[0].endswith("give --text")
+
+
+def test_predict_reads_a_table_as_the_run_read_its_own(trained, tmp_path, capsys):
+    saved = stored.load_model(trained[0])
+    saved.settings["dataset"] = {"name": "files", "path": "x.csv", "text": "said", "encoding": "latin-1"}
+    stored.save_model(tmp_path, saved)
+    Path("rows.csv").write_text("text,said\na,cr\xe8me\n", "latin-1")
+    code, out, _ = call("predict", tmp_path, "--file", "rows.csv", capsys=capsys)
+    assert (code, [line.split("\t")[2] for line in out]) == (0, ["cr\xe8me"])
+    Path("rows.csv").write_text("text,said\na,b\na,b,c\n")
+    code, _, err = call("predict", tmp_path, "--file", "rows.csv", capsys=capsys)
+    assert (code, err) == (3, ["jaxrnn.predict: rows.csv: line 3: 3 columns instead of 2"])
+    for wrong in ({"text": ["said"]}, {"max_ratio": "many"}, {"encoding": 8}):
+        saved.settings["dataset"] |= wrong
+        stored.save_model(tmp_path, saved)
+        assert call("predict", tmp_path, "--file", "rows.csv", capsys=capsys)[0] == 5
+
+
 def test_predict_says_which_texts_were_cut(trained, tmp_path, capsys):
     saved = stored.load_model(trained[0])
     saved.settings["max_length"] = 3
@@ -217,6 +254,8 @@ REFUSED = {
     "predict": (2, "required: RUN;"),
     "predict .": (5, "model/"),
     "predict . text --file f": (2, "both"),
+    "predict . --text a --file f.txt": (2, ".csv, .jsonl"),
+    "predict . --text a": (2, "--file"),
     "explain latest not good": (2, "unrecognized arguments: good; quote the text; see"),
     "explain latest good --nosuch": (2, "unrecognized arguments: --nosuch; see"),
 }

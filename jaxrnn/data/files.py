@@ -53,15 +53,9 @@ def files(
                 if key == "path" and not value
                 else f"dataset.{key}={value!r}: expected a text"
             )
-    try:
-        "a\n\0".encode(encoding).decode(encoding)
-        codecs.getincrementaldecoder(encoding)
-    except (LookupError, UnicodeError, TypeError, ValueError):
-        raise ConfigurationError(f"dataset.encoding={encoding!r}: expected one that Python knows, as utf-8") from None
     if on_bad_row not in ("error", "skip"):
         raise ConfigurationError(f"dataset.on_bad_row={on_bad_row!r}: expected error or skip")
-    longest = 1 << 40 if max_characters is None else max_characters
-    limits = Limits(encoding, longest, max_ratio, max_gigabytes, on_bad_row == "skip")
+    limits = limits_of(encoding, max_characters, max_ratio, max_gigabytes)._replace(skip=on_bad_row == "skip")
     places = parts(Path(str(path))) | {
         name: Path(place) for name, place in (("valid", valid_path), ("test", test_path)) if place is not None
     }
@@ -69,6 +63,21 @@ def files(
     rows = {name: reader(place, text, label, limits, frozenset(labels), read) for name, place in places.items()}
     shares = valid_share, test_share, seed
     return Splits(rows["train"], rows.get("valid"), rows.get("test"), *shares, strict=strict, read=read)
+
+
+def limits_of(
+    encoding: str = "utf-8",
+    max_characters: int | None = 1_000_000,
+    max_ratio: int = 200,
+    max_gigabytes: int = 16,
+) -> Limits:
+    """How to decode a file; ConfigurationError for an encoding that there is not."""
+    try:
+        "a\n\0".encode(encoding).decode(encoding)
+        codecs.getincrementaldecoder(encoding)
+    except (LookupError, UnicodeError, TypeError, ValueError):
+        raise ConfigurationError(f"dataset.encoding={encoding!r}: expected one that Python knows, as utf-8") from None
+    return Limits(encoding, 1 << 40 if max_characters is None else max_characters, max_ratio, max_gigabytes)
 
 
 class Reader:
@@ -89,11 +98,29 @@ def reader(path: Path, text: str, label: str, limits: Limits, labels: frozenset,
         raise DataError(f"{path}: no such file or folder")
     if not path.is_file():
         raise DataError(f"{path}: expected a regular file or a folder")
-    kind = (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+    kind = ending(path)
     if kind not in KINDS:
         raise DataError(f"{path}: {unknown('kind of file', kind, KINDS)}, each also as .gz")
     next(blocks(path, limits), b"")  # permission and magic number
     return Reader(table_rows, path, KINDS[kind], text, label, limits, labels, read)
+
+
+def ending(path: Path) -> str:
+    """.csv of rows.csv and of rows.CSV.gz."""
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+
+
+def table(path: Path, text: str, label: str | None, limits: Limits) -> Iterator[Row]:
+    """Text and label of every row of a file to answer, none where no column of labels is asked for.
+
+    DataError at the first row that cannot be used.
+    """
+    for number, found, name, problem in KINDS[ending(path)](path, text, label, limits):
+        if problem is None and label is not None and not name:
+            problem = f"an empty {label!r}"
+        if problem is not None:
+            raise DataError(f"{path}: line {number}: {problem}")
+        yield found, name
 
 
 def table_rows(
@@ -174,31 +201,31 @@ def _quoted(path: Path, number: int, line: str, source: Iterator, limits: Limits
 def _columns(read: Callable) -> Callable:
     """Records of a kind of file whose first line names the columns."""
 
-    def records(path: Path, text: str, label: str, limits: Limits) -> Iterator[tuple]:
+    def records(path: Path, text: str, label: str | None, limits: Limits) -> Iterator[tuple]:
         source = read(path, limits)
         first = next(source, None)
         if first is None:
             raise DataError(f"{path}: is empty, expected a line of column names and rows")
         columns = [name.strip() for name in first[1]]
-        for key, name in (("text", text), ("label", label)):
+        for key, name in _wanted(text, label):
             if columns.count(name) != 1:
                 problem = (
                     unknown("column", name, _shown(columns)) if name not in columns else f"column {name!r} stands twice"
                 )
-                raise DataError(f"{path}: {problem}; set dataset.{key}")
-        at_text, at_label, wide = columns.index(text), columns.index(label), len(columns)
+                raise DataError(f"{path}: {problem}; {limits.ask}{key}")
+        at_text, at_label, wide = columns.index(text), columns.index(text if label is None else label), len(columns)
         for number, fields in source:
             if len(fields) != wide:
                 yield number, None, None, f"{len(fields)} column{'s' * (len(fields) > 1)} instead of {wide}"
             elif limits.skip and not all(map(sound, fields)):
                 yield number, None, None, f"bytes that are not {limits.encoding}"
             else:
-                yield number, fields[at_text], fields[at_label].strip(), None
+                yield number, fields[at_text], "" if label is None else fields[at_label].strip(), None
 
     return records
 
 
-def json_records(path: Path, text: str, label: str, limits: Limits) -> Iterator[tuple]:
+def json_records(path: Path, text: str, label: str | None, limits: Limits) -> Iterator[tuple]:
     """One JSON object a line; a label may be a string, a whole number, or true or false."""
     for number, line in lines(path, limits):
         if not line.strip():
@@ -207,13 +234,13 @@ def json_records(path: Path, text: str, label: str, limits: Limits) -> Iterator[
             yield number, None, None, f"bytes that are not {limits.encoding}"
             continue
         try:
-            row = _object(line, text, label)
+            row = _object(line, text, label, limits)
         except DataError as error:
             if not limits.skip:
                 raise DataError(f"{path}: line {number}: {error}") from None
             yield number, None, None, f"no JSON object of {text!r} and {label!r}"
             continue
-        found, name = row[text], row[label]
+        found, name = row[text], "" if label is None else row[label]
         name = json.dumps(name) if isinstance(name, (int, float)) else name
         if not isinstance(found, str) or not sound(found):
             yield number, None, None, f"a {text!r} that is no text"
@@ -223,17 +250,22 @@ def json_records(path: Path, text: str, label: str, limits: Limits) -> Iterator[
             yield number, found, name.strip(), None
 
 
-def _object(line: str, text: str, label: str) -> dict:
+def _object(line: str, text: str, label: str | None, limits: Limits) -> dict:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON: {error!s:.200}") from None
     if not isinstance(row, dict):
         raise DataError(f"expected a JSON object, found {line!r:.40}")
-    for key, name in (("text", text), ("label", label)):
+    for key, name in _wanted(text, label):
         if name not in row:
-            raise DataError(f"{unknown('key', name, _shown(row))}; set dataset.{key}")
+            raise DataError(f"{unknown('key', name, _shown(row))}; {limits.ask}{key}")
     return row
+
+
+def _wanted(text: str, label: str | None) -> list[tuple[str, str]]:
+    """Setting and name of each column that must be there."""
+    return [("text", text)] + ([("label", label)] if label is not None else [])
 
 
 def _shown(names: Iterable[str]) -> list[str]:

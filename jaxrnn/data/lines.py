@@ -30,6 +30,7 @@ class Limits(NamedTuple):
     max_ratio: int = 200  # unpacked bytes to packed ones
     max_gigabytes: int = 16  # unpacked, of 2^30 bytes
     skip: bool = False  # rows that cannot be used; bytes that do not decode come as halves of surrogate pairs
+    ask: str = "set dataset."  # what to do where a column is not there, before text or label
 
 
 PLAIN = Limits()
