@@ -1,18 +1,19 @@
-"""python -m jaxrnn.evaluate RUN [--split S] [--detail] [--behaviour] [--json]: a trained run, measured again.
+"""python -m jaxrnn.evaluate RUN [--split S | --file F] [--detail] [--behaviour] [--json]: a run, measured again.
 
 The data set is read again as the run recorded it; if it is not what the run was trained on, that is said, not measured.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxrnn import artefact, command, devices, orders, predict, runs
-from jaxrnn.data import Splits
-from jaxrnn.errors import ArtefactError, ConfigurationError
+from jaxrnn.data import Splits, files
+from jaxrnn.errors import ArtefactError, ConfigurationError, DataError, unknown
 from jaxrnn.steptable import printable
 from jaxrnn.types import Corpus
 
@@ -30,13 +31,59 @@ class Opened(NamedTuple):
     answered: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # rows -> their logits [R, C] and numbers [R]
 
 
-def opened(run: str, device: str = "auto") -> Opened:
-    """The network and the rows of a run; ArtefactError if the data set is not what it was trained on."""
+class Other(NamedTuple):
+    """Another file of labelled texts to measure on; its columns are by default those of the run's own files."""
+
+    file: str
+    text: str | None = None
+    label: str | None = None
+
+
+def numbered(other: Other, trained: artefact.Loaded) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, offset and target of a file's rows as `text.encode` numbers those of a run; DataError for new labels."""
+    from jaxrnn import text
+
+    own_text, own_label, limits = artefact.reading(trained.record["dataset"])
+    columns = own_text if other.text is None else other.text, own_label if other.label is None else other.label
+    number, target = {label: place for place, label in enumerate(trained.labels)}, array("i")
+
+    def texts() -> Iterator[str]:
+        for row, label in files.table(Path(other.file), *columns, limits):
+            if label not in number:
+                raise DataError(f"{other.file}: {unknown('label', label[:80], trained.labels)}")
+            target.append(number[label])
+            yield row
+
+    limit = trained.record["max_length"]
+    tokens, offset, _ = text.encode_texts(texts(), trained.tokenizer, trained.vocabulary, limit, (1,))
+    if not target:
+        raise DataError(f"{other.file}: holds no rows, expected at least one")
+    return tokens, offset, np.array(target, np.int32)
+
+
+def joined(corpus: Corpus, tokens: np.ndarray, offset: np.ndarray, target: np.ndarray) -> Corpus:
+    """The corpus and more rows, which are now those to test on."""
+    if len(corpus.tokens) + len(tokens) >= 1 << 31:
+        raise DataError("more than 2,147,483,647 tokens with those of the run's own rows: expected a smaller file")
+    return corpus._replace(
+        tokens=np.concatenate([corpus.tokens, tokens]),
+        offset=np.concatenate([corpus.offset, corpus.offset[-1] + offset[1:]]),
+        target=np.concatenate([corpus.target, target]),
+        test=np.arange(len(corpus.target), len(corpus.target) + len(target), dtype=np.int32),
+    )
+
+
+def opened(run: str, device: str = "auto", other: Other | None = None) -> Opened:
+    """The network and the rows of a run, `other` in place of its test rows.
+
+    ArtefactError if the data set is not what it was trained on.
+    """
     devices.set_flags()
     folder = runs.find(run)
     trained = artefact.load(folder)
     from jaxrnn import text
 
+    more = other and numbered(other, trained)
     try:
         rows = artefact.again(trained.record["dataset"])
         encoded = text.encode(rows, trained.tokenizer, max_length=trained.record["max_length"])
@@ -53,7 +100,7 @@ def opened(run: str, device: str = "auto") -> Opened:
 
     (place,) = devices.choose(device)
     devices.open_cache(lambda line: None)
-    corpus = encoded.corpus
+    corpus = joined(encoded.corpus, *more) if more else encoded.corpus
     with jax.default_device(place):
         data = programs.Data(corpus.tokens, corpus.offset, corpus.target)
         answers = jax.jit(programs.make_answers(trained.model, int(corpus.length.max())))
@@ -68,12 +115,21 @@ def opened(run: str, device: str = "auto") -> Opened:
 
 
 def evaluate(
-    run: str, split: str = "test", device: str = "auto", *, detail: bool = False, behave: bool = False
+    run: str,
+    split: str = "test",
+    device: str = "auto",
+    *,
+    detail: bool = False,
+    behave: bool = False,
+    other: Other | None = None,
 ) -> dict[str, Any]:
-    """The object of `--json`; with detail, the temperature is the one that suits the validation split."""
+    """The object of `--json`, on `other` if there is one.
+
+    With detail, the temperature is the one that suits the validation split.
+    """
     import jax
 
-    folder, trained, _, corpus, place, answered = opened(run, device)
+    folder, trained, _, corpus, place, answered = opened(run, device, other)
     from jaxrnn import baselines, behaviour, metrics
 
     good = behaviour.positive(trained.labels) if behave else 0
@@ -81,7 +137,7 @@ def evaluate(
     target = corpus.target[rows]
     found = {
         "run": str(folder),
-        "split": split,
+        "split": other.file if other else split,
         **metrics.measure(logits, target),
         "labels": trained.labels,
         "baselines": {
@@ -150,13 +206,22 @@ def main(arguments: Sequence[str]) -> int:
     """The command: -> exit code."""
     parser = command.Parser(prog="jaxrnn-evaluate", description="Measure a trained run.")
     parser.add_argument("run", metavar="RUN", help="a run folder, a job folder of a sweep, or latest")
-    parser.add_argument("--split", choices=("test", "valid", "train"), default="test", help="default: test")
+    parser.add_argument("--split", choices=("test", "valid", "train"), help="default: test")
+    parser.add_argument("--file", metavar="F", help="a .csv, .tsv or .jsonl of labelled texts in place of a split")
+    parser.add_argument("--text", metavar="COLUMN", help="of F; default: that of the run's own files, or text")
+    parser.add_argument("--label", metavar="COLUMN", help="of F; default: that of the run's own files, or label")
     parser.add_argument("--device", choices=("auto", "cpu", "gpu", "tpu"), default="auto", help="default: auto")
     parser.add_argument("--detail", action="store_true", help="also temperature, bootstrap, accuracy by length")
     parser.add_argument("--behaviour", action="store_true", help="also negation, names, unknown words, long texts")
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")
     given = parser.parse_args(arguments)
-    found = evaluate(given.run, given.split, given.device, detail=given.detail, behave=given.behaviour)
+    if given.file is None and (given.text, given.label) != (None, None):
+        raise ConfigurationError("--text and --label name columns of a --file: expected one")
+    if given.file is not None and given.split is not None:
+        raise ConfigurationError("expected --split or --file, found both")
+    other = None if given.file is None else Other(given.file, given.text, given.label)
+    split, behave = given.split or "test", given.behaviour
+    found = evaluate(given.run, split, given.device, detail=given.detail, behave=behave, other=other)
     print(json.dumps(found, ensure_ascii=False) if given.json else table(found))
     return 0
 

@@ -7,7 +7,7 @@ A text becomes tokens, a token its place in the vocabulary: 0 padding, 1 unknown
 import re
 import unicodedata
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -290,21 +290,25 @@ def unknown_share(corpus: Corpus, rows: np.ndarray) -> float:
 
 
 def encode_texts(
-    texts: Iterable[str], tokenizer: Tokenizer, vocabulary: Vocabulary, max_length: int | None = None
+    texts: Iterable[str],
+    tokenizer: Tokenizer,
+    vocabulary: Vocabulary,
+    max_length: int | None = None,
+    empty: Sequence[int] = (),
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens [N] int32 end to end and offset [R + 1] int32 of texts to predict; [R] bool, which were cut.
 
-    An empty text has length zero.
+    A text without tokens is `empty`: of length zero, or (1,) as in a corpus.
     """
     limit = (max_length if max_length is not None else 1 << 31) - tokenizer.end
     known, tokens, offset, cut = vocabulary.ids, array("i"), array("i", [0]), bytearray()
     for text in texts:
         found = tokenizer.split(text)
         cut.append(len(found) > limit)
-        if found:
-            tokens.extend([known.get(token, 1) for token in found[:limit]])
+        if ids := [known.get(token, 1) for token in found[:limit]] or empty:
+            tokens.extend(ids)
             if tokenizer.end:
                 tokens.append(2)
         offset.append(len(tokens))
-    ids = np.frombuffer(tokens, np.int32) if tokens else np.zeros(0, np.int32)
-    return ids, np.frombuffer(offset, np.int32), np.array(cut, bool)
+    flat = np.frombuffer(tokens, np.int32) if tokens else np.zeros(0, np.int32)
+    return flat, np.frombuffer(offset, np.int32), np.array(cut, bool)

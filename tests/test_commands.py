@@ -30,7 +30,9 @@ from jaxrnn import (
     stored,
     train,
 )
+from jaxrnn.data import Splits
 from jaxrnn.errors import ConfigurationError, DataError
+from jaxrnn.text import encode, words
 
 COMMANDS = {"train": train.main, "evaluate": evaluate.main, "predict": predict.main, "explain": explain.main}
 TINY = ["hidden_size=8", "input.size=4", "batch_size=16", "epochs=2", "dataset.train_rows=64"]
@@ -110,6 +112,43 @@ def test_evaluate_measures_what_training_measured(trained, capsys):
     code, out, _ = call("evaluate", folder, "--split", "valid", capsys=capsys)
     assert code == 0
     assert "valid, 20 rows" in out[0]
+
+
+def test_evaluate_measures_the_rows_of_a_file_as_those_of_a_split(trained, capsys):
+    rows = list(artefact.again(artefact.load(trained[0]).record["dataset"]).test)
+    Path("test.csv").write_text("said,is\n" + "".join(f'"{text}",{label}\n' for text, label in rows))
+    line = ["evaluate", trained[0], "--json", "--detail"]
+    code, out, _ = call(*line, "--file", "test.csv", "--text", "said", "--label", "is", capsys=capsys)
+    found = json.loads("".join(out))
+    assert (code, found.pop("split")) == (0, "test.csv")
+    expected = json.loads("".join(call(*line, "--split", "test", capsys=capsys)[1]))
+    assert expected.pop("split") == "test"
+    assert found == expected and found["rows"] == 30
+    for content, code, says in (
+        ("text,label\na,good\na,fine\n", 3, "one.csv: unknown label 'fine'; known: bad, good"),
+        ("text,label\n", 3, "one.csv: holds no rows"),
+        ("text,said\na,good\n", 3, "unknown column 'label'; known: said, text; give --label"),
+        ("text,label\na,\n", 3, "line 2: an empty 'label'"),
+    ):
+        Path("one.csv").write_text(content)
+        found, out, err = call("evaluate", trained[0], "--file", "one.csv", capsys=capsys)
+        assert (found, out) == (code, []) and says in err[-1]
+
+
+@pytest.mark.parametrize("end", [False, True])
+def test_rows_of_a_file_are_numbered_as_in_training(end):
+    rows = [("a b c d", "yes"), ("", "no"), ("b q", "no"), ("b", "yes")]
+    tokenizer = words(end=end)
+    found = encode(Splits(rows, rows, rows), tokenizer, max_length=3)
+    Path("rows.tsv").write_text("text\tlabel\n" + "".join("\t".join(row) + "\n" for row in rows))
+    record = {"labels": found.labels, "max_length": 3, "dataset": {"name": "phrases"}}
+    trained = artefact.Loaded(None, None, found.vocabulary, tokenizer, record)
+    corpus = evaluate.joined(found.corpus, *evaluate.numbered(evaluate.Other("rows.tsv"), trained))
+    assert len(corpus.target) == 16 and corpus.test.tolist() == [12, 13, 14, 15]
+    for mine, old in zip(corpus.test, found.corpus.test, strict=True):
+        assert corpus.target[mine] == found.corpus.target[old]
+        one, other = (corpus.tokens[corpus.offset[row] : corpus.offset[row + 1]].tolist() for row in (mine, old))
+        assert one == other
 
 
 def test_predict_answers_each_text_in_order(trained, tmp_path, capsys):
@@ -251,6 +290,8 @@ REFUSED = {
     "evaluate nosuch": (5, "nosuch"),
     "evaluate latest": (5, "no completed run"),
     "evaluate . --split half": (2, "half"),
+    "evaluate . --split test --file f.csv": (2, "both"),
+    "evaluate . --text said": (2, "--file"),
     "predict": (2, "required: RUN;"),
     "predict .": (5, "model/"),
     "predict . text --file f": (2, "both"),

@@ -98,11 +98,9 @@ def reader(path: Path, text: str, label: str, limits: Limits, labels: frozenset,
         raise DataError(f"{path}: no such file or folder")
     if not path.is_file():
         raise DataError(f"{path}: expected a regular file or a folder")
-    kind = ending(path)
-    if kind not in KINDS:
-        raise DataError(f"{path}: {unknown('kind of file', kind, KINDS)}, each also as .gz")
+    records = records_of(path)
     next(blocks(path, limits), b"")  # permission and magic number
-    return Reader(table_rows, path, KINDS[kind], text, label, limits, labels, read)
+    return Reader(table_rows, path, records, text, label, limits, labels, read)
 
 
 def ending(path: Path) -> str:
@@ -110,12 +108,19 @@ def ending(path: Path) -> str:
     return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
+def records_of(path: Path) -> Callable:
+    """What reads a file of that name; DataError where nothing does."""
+    if ending(path) not in KINDS:
+        raise DataError(f"{path}: {unknown('kind of file', ending(path), KINDS)}, each also as .gz")
+    return KINDS[ending(path)]
+
+
 def table(path: Path, text: str, label: str | None, limits: Limits) -> Iterator[Row]:
     """Text and label of every row of a file to answer, none where no column of labels is asked for.
 
     DataError at the first row that cannot be used.
     """
-    for number, found, name, problem in KINDS[ending(path)](path, text, label, limits):
+    for number, found, name, problem in records_of(path)(path, text, label, limits):
         if problem is None and label is not None and not name:
             problem = f"an empty {label!r}"
         if problem is not None:
