@@ -14,10 +14,12 @@ import numpy as np
 from jaxrnn import artefact, command, devices, orders, predict, runs
 from jaxrnn.data import Splits, files
 from jaxrnn.errors import ArtefactError, ConfigurationError, DataError, unknown
-from jaxrnn.steptable import printable
+from jaxrnn.steptable import padded, printable, width
 from jaxrnn.types import Corpus
 
 ROWS = 128  # of a batch
+WIDEST = 12  # classes of a confusion matrix that is printed
+PAIRS = 10  # printed in its place, of classes that were confused
 
 
 class Opened(NamedTuple):
@@ -165,7 +167,7 @@ def evaluate(
 
 
 def table(found: dict[str, Any]) -> str:
-    """The same for people, with the confusion matrix: rows are the true labels."""
+    """The same for people, with the confusion matrix, whose rows are the true labels; of many classes `by_class`."""
     low, high = found["accuracy_ci95"]
     lines = [
         f"{found['run']}, {found['split']}, {found['rows']:,} rows",
@@ -187,15 +189,38 @@ def table(found: dict[str, Any]) -> str:
             for part in found["accuracy_by_length"]
         ]
     labels = [printable(label) for label in found["labels"]]
-    width = max(8, *(len(label) + 2 for label in labels))
-    lines.append(f"\n  {'true / answered':<{width + 8}}" + "".join(f"{label:>{width}}" for label in labels))
-    for label, counts in zip(labels, found["confusion"], strict=True):
-        lines.append(f"  {label:<{width + 8}}" + "".join(f"{count:>{width},}" for count in counts))
+    if len(labels) > WIDEST:
+        lines += by_class(labels, np.array(found["confusion"]))
+    else:
+        wide = max(8, *(len(label) + 2 for label in labels))
+        lines.append(f"\n  {'true / answered':<{wide + 8}}" + "".join(f"{label:>{wide}}" for label in labels))
+        for label, counts in zip(labels, found["confusion"], strict=True):
+            lines.append(f"  {label:<{wide + 8}}" + "".join(f"{count:>{wide},}" for count in counts))
     if "behaviour" in found:
         from jaxrnn import behaviour
 
         lines += ["", behaviour.table(found["behaviour"])]
     return "\n".join(lines)
+
+
+def by_class(labels: Sequence[str], confusion: np.ndarray) -> list[str]:
+    """Lines: precision, recall and F1 of every class, the one of most rows first, and the pairs most often confused."""
+    rows, answered, right = confusion.sum(axis=1), confusion.sum(axis=0), np.diag(confusion)
+    wide = max(map(width, labels))
+
+    def share(part: int, whole: int) -> str:
+        return f"{part / whole:>11.4f}" if whole else f"{'-':>11}"
+
+    lines = ["", f"  {padded('true', wide, right=False)}{'rows':>9}{'precision':>11}{'recall':>11}{'F1':>11}"]
+    for n in np.argsort(-rows, kind="stable"):
+        shares = share(right[n], answered[n]) + share(right[n], rows[n]) + share(2 * right[n], rows[n] + answered[n])
+        lines.append(f"  {padded(labels[n], wide, right=False)}{rows[n]:>9,}{shares}")
+    wrong = (confusion - np.diag(right)).ravel()
+    most = [int(place) for place in np.argsort(-wrong, kind="stable")[:PAIRS] if wrong[place]]
+    lines += ["", f"  {padded('true', wide, right=False)}{'rows':>9}  answered"] if most else []
+    for true, other in (divmod(place, len(labels)) for place in most):
+        lines.append(f"  {padded(labels[true], wide, right=False)}{confusion[true, other]:>9,}  {labels[other]}")
+    return lines
 
 
 def _tokens(low: int, high: int) -> str:

@@ -226,14 +226,39 @@ def test_predict_says_which_texts_were_cut(trained, tmp_path, capsys):
     ]
 
 
+def measured(confusion):
+    labels, rows = [f"class {number}" for number in range(len(confusion))], sum(map(sum, confusion))
+    found = {"run": "r", "split": "test", "rows": rows, "labels": labels, "confusion": confusion}
+    found |= dict.fromkeys(("accuracy", "loss", "f1_macro", "ece"), 0.5) | {"accuracy_ci95": [0.1, 0.9]}
+    return found | {"baselines": {name: {"accuracy": 0.5} for name in ("bag_of_words", "majority")}}
+
+
+def test_many_classes_are_measured_one_by_one():
+    confusion = np.diag([2] * 12 + [6, 0])
+    confusion[12, 3], confusion[0, 1], confusion[1, 0] = 4, 1, 3
+    lines = evaluate.table(measured(confusion.tolist())).splitlines()
+    assert max(map(len, lines)) < 80
+    start = next(number for number, line in enumerate(lines) if "precision" in line) + 1
+    shown = [line.split()[1:] for line in lines[start : start + 14]]
+    assert [line[0] for line in shown[:4]] == ["12", "1", "0", "2"] and shown[-1][0] == "13"  # by rows
+    assert shown[0] == ["12", "10", "1.0000", "0.6000", "0.7500"]
+    assert shown[2] == ["0", "3", "0.4000", "0.6667", "0.5000"]
+    assert shown[-1] == ["13", "0", "-", "-", "-"]
+    assert [line.split() for line in lines[start + 15 :]] == [
+        ["true", "rows", "answered"],
+        ["class", "12", "4", "class", "3"],
+        ["class", "1", "3", "class", "0"],
+        ["class", "0", "1", "class", "1"],
+    ]
+    few = evaluate.table(measured(np.eye(12, dtype=int).tolist()))
+    assert "true / answered" in few and "precision" not in few
+
+
 def test_a_label_stays_in_its_column_and_moves_no_cursor():
     labels = ["a\tb\nc", "\x1b[2J"]
     assert predict.told("x", np.array([0.75, 0.25]), {}, labels, False) == "a b c\t0.7500\tx"
     assert json.loads(predict.told("x", np.array([0.75, 0.25]), {}, labels, True))["label"] == labels[0]
-    found = {"run": "r", "split": "test", "rows": 2, "labels": labels, "confusion": [[1, 0], [0, 1]]}
-    found |= dict.fromkeys(("accuracy", "loss", "f1_macro", "ece"), 0.5) | {"accuracy_ci95": [0.1, 0.9]}
-    found["baselines"] = {name: {"accuracy": 0.5} for name in ("bag_of_words", "majority")}
-    table = evaluate.table(found)
+    table = evaluate.table(measured([[1, 0], [0, 1]]) | {"labels": labels})
     assert "\x1b" not in table and "\\x1b[2J" in table and r"a\tb\nc" in table
 
 
