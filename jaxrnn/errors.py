@@ -67,6 +67,11 @@ def unknown(kind: str, given: object, known: Iterable[str]) -> str:
     return f"unknown {kind} {given!r}{hint} known: {', '.join(names)}"
 
 
+def many(count: int, what: str) -> str:
+    """1 row, 2 rows"""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def too_large(needed: int, free: int) -> str:
     """The message for a job whose bytes are not there."""
     return f"a job needs {needed:,} bytes, {free:,} are free: lower batch_size, max_length or hidden_size"

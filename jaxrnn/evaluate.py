@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxrnn import artefact, command, devices, orders, predict, runs
 from jaxrnn.data import Splits, files
-from jaxrnn.errors import ArtefactError, ConfigurationError, DataError, unknown
+from jaxrnn.errors import ArtefactError, ConfigurationError, DataError, many, unknown
 from jaxrnn.steptable import padded, printable, width
 from jaxrnn.types import Corpus
 
@@ -170,7 +170,7 @@ def table(found: dict[str, Any]) -> str:
     """The same for people, with the confusion matrix, whose rows are the true labels; of many classes `by_class`."""
     low, high = found["accuracy_ci95"]
     lines = [
-        f"{found['run']}, {found['split']}, {found['rows']:,} rows",
+        f"{found['run']}, {found['split']}, {many(found['rows'], 'row')}",
         f"  accuracy           {found['accuracy']:.4f}   95 % interval {low:.4f} - {high:.4f}",
         f"  bag of words       {found['baselines']['bag_of_words']['accuracy']:.4f}",
         f"  majority           {found['baselines']['majority']['accuracy']:.4f}",
@@ -185,7 +185,7 @@ def table(found: dict[str, Any]) -> str:
         lines[-1] += f"   {cooled}, fitted to validation"
         lines += ["", "  accuracy by length of the text"]
         lines += [
-            f"  {_tokens(*part['tokens']):<19}{part['accuracy']:.4f}   {part['rows']:,} rows"
+            f"  {_tokens(*part['tokens']):<19}{part['accuracy']:.4f}   {many(part['rows'], 'row')}"
             for part in found["accuracy_by_length"]
         ]
     labels = [printable(label) for label in found["labels"]]
@@ -224,7 +224,7 @@ def by_class(labels: Sequence[str], confusion: np.ndarray) -> list[str]:
 
 
 def _tokens(low: int, high: int) -> str:
-    return f"{low} to {high} tokens" if low < high else f"{low} tokens"
+    return f"{low} to {high} tokens" if low < high else many(low, "token")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from jaxrnn import devices, runs
+from jaxrnn.errors import many
 from jaxrnn.group import Group
 from jaxrnn.settings import Settings
 
@@ -60,7 +61,7 @@ def results(summary: dict[str, Any]) -> str:
     low, high = test["accuracy_ci95"]
     lines = [
         "",
-        f"test, {test['rows']:,} rows     accuracy   95 % interval",
+        f"test, {many(test['rows'], 'row')}     accuracy   95 % interval",
         f"  {'network':<18}  {test['accuracy']:.4f}    {low:.4f} - {high:.4f}",
         f"  {'bag of words':<18}  {summary['baselines']['bag_of_words']['accuracy']:.4f}",
         f"  {'majority':<18}  {summary['baselines']['majority']['accuracy']:.4f}",

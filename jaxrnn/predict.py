@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxrnn import artefact, command, devices, runs
 from jaxrnn.data import files
-from jaxrnn.errors import ConfigurationError, DataError
+from jaxrnn.errors import ConfigurationError, DataError, many
 
 ROWS = 256  # texts answered at once
 LONGEST = 1 << 22  # bytes of a text
@@ -103,10 +103,10 @@ def predict(trained: artefact.Loaded, texts: Iterable[str], rows: int = ROWS, as
 def not_whole(cut: int, strange: int, max_length: int) -> Iterator[str]:
     """What is said at the end of texts that were cut, and of those without a known token."""
     if cut:
-        many = "1 text is" if cut == 1 else f"{cut:,} texts are"
-        yield f"{many} longer than max_length={max_length} and {'was' if cut == 1 else 'were'} cut"
+        are, were = ("is", "was") if cut == 1 else ("are", "were")
+        yield f"{many(cut, 'text')} {are} longer than max_length={max_length} and {were} cut"
     if strange:
-        yield f"{'1 text has' if strange == 1 else f'{strange:,} texts have'} no token that the vocabulary knows"
+        yield f"{many(strange, 'text')} {'has' if strange == 1 else 'have'} no token that the vocabulary knows"
 
 
 def main(arguments: Sequence[str]) -> int:

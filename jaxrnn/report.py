@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrnn import command, ranking, results, runs
-from jaxrnn.errors import ArtefactError, JaxrnnError
+from jaxrnn.errors import ArtefactError, JaxrnnError, many
 from jaxrnn.ranking import Mean, Ranking
 from jaxrnn.results import Run
 from jaxrnn.steptable import padded, printable, width
@@ -24,11 +24,11 @@ MOST_ROWS, MOST_OTHERS = 40, 20  # lines of a table in a terminal; all of them a
 def text(ranked: Ranking) -> str:
     """Ranking, runs that are not counted, the best command."""
     rows = ranked.configurations
-    lines = [f"{_many(ranked.size, 'completed run')}, {_many(len(rows), 'configuration')}", *_ranked(ranked)]
+    lines = [f"{many(ranked.size, 'completed run')}, {many(len(rows), 'configuration')}", *_ranked(ranked)]
     if ranked.mixed:
         lines.append("  the rows are of different data sets: their accuracies are not comparable")
     if ranked.repeated:
-        lines += ["", f"{_many(len(ranked.repeated), 'run')} not counted: the same configuration and seed named again"]
+        lines += ["", f"{many(len(ranked.repeated), 'run')} not counted: the same configuration and seed named again"]
         lines += _listed([f"  {run.folder}" for run in ranked.repeated], MOST_OTHERS)
     if ranked.others:
         lines += ["", f"not completed, not counted: {results.counts(ranked.others)}"]
@@ -36,13 +36,9 @@ def text(ranked: Ranking) -> str:
         lines += _listed([_other(run, ranked.own(run)) for run in shown], MOST_OTHERS)
     if rows:
         top = rows[0]
-        lines += ["", f"best: {top.valid} on validation over {_many(len(top.runs), 'run')}; its best run is"]
+        lines += ["", f"best: {top.valid} on validation over {many(len(top.runs), 'run')}; its best run is"]
         lines += [f"  {top.runs[0].folder}, trained again by", f"  {top.runs[0].command}"]
     return "\n".join(lines)
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _worst_first(others: Sequence[Run]) -> list[Run]:

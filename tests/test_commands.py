@@ -250,6 +250,8 @@ def test_many_classes_are_measured_one_by_one():
         ["class", "1", "3", "class", "0"],
         ["class", "0", "1", "class", "1"],
     ]
+    assert evaluate.table(measured([[1, 0], [0, 0]])).startswith("r, test, 1 row\n")
+    assert evaluate.table(measured([[1, 0], [0, 1]])).startswith("r, test, 2 rows\n")
     few = evaluate.table(measured(np.eye(12, dtype=int).tolist()))
     assert "true / answered" in few and "precision" not in few
 

@@ -150,7 +150,7 @@ BAD = {
     "columns": (
         "a.tsv",
         b"text\tlabel\nx\ny\t1\nz\t1\t2\nu\n",
-        "2 rows with 1 column instead of 2, lines 2, 5; 1 rows with 3 columns",
+        "2 rows with 1 column instead of 2, lines 2, 5; 1 row with 3 columns",
     ),
     "no label": ("a.tsv", b"text\tlabel\nx\t\n", "an empty 'label', line 2"),
     "utf-8": ("a.tsv", b"text\tlabel\nx\t1\nab\xff\t1\n", r"line 3, byte 17 .*xff.*dataset.encoding"),
@@ -169,7 +169,7 @@ BAD = {
         b'{"text": 3, "label": 1}\n{"text": "\\ud800", "label": 1}\n',
         "2 rows with a 'text' .* lines 1, 2",
     ),
-    "json label": ("a.jsonl", b'{"text": "a", "label": null}\n', "1 rows with a 'label'"),
+    "json label": ("a.jsonl", b'{"text": "a", "label": null}\n', "1 row with a 'label'"),
     "cut gzip": ("a.tsv.gz", GZ[:-9], "damaged at byte .*ends in the middle"),
     "cut in half": ("a.tsv.gz", GZ[: len(GZ) // 2], "damaged at byte"),
     "gzip checksum": ("a.tsv.gz", GZ[:-8] + b"\0\0\0\0" + GZ[-4:], "damaged at byte"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import many
 from ..types import Corpus
 
 MOSTLY = 0.9  # share of one class beyond which accuracy alone says little
@@ -48,9 +49,9 @@ def warnings(report: dict[str, Any]) -> list[str]:
     found, rows = [], report["rows"]
     for name in ("valid", "test"):
         if count := report["shared"][f"{name}_in_train"]:
-            found.append(f"{count:,} of the {rows[name]:,} {name} rows also stand in train")
+            found.append(f"{count:,} of the {rows[name]:,} {name} rows also stand{'s' * (count == 1)} in train")
     if count := report["shared"]["conflicting"]["texts"]:
-        found.append(f"{count:,} texts stand under more than one label")
+        found.append(f"{many(count, 'text')} stand{'s' * (count == 1)} under more than one label")
     label, share = max(report["class_shares"]["train"].items(), key=lambda entry: entry[1])
     if share > MOSTLY:
         found.append(f"{share:.1%} of the training rows are {label!r}: look at F1, not at accuracy")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, many
 
 SHOWN = 10  # places in a message
 KEPT = 1000  # places in a report: what is wrong with a million rows must not need a million numbers
@@ -39,4 +39,4 @@ class Tally:
             kind = "line" if isinstance(places[0], int) else "file"
             return f"{kind}{'s' * (len(places) > 1)} " + ", ".join(map(str, places)) + ", ..." * more
 
-        return "; ".join(f"{self._count[p]:,} rows with {p}, {lines(p)}" for p in self._count)
+        return "; ".join(f"{many(self._count[p], 'row')} with {p}, {lines(p)}" for p in self._count)
