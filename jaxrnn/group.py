@@ -39,9 +39,10 @@ def key(settings: Settings) -> str:
     return json.dumps(tree, sort_keys=True)
 
 
-def rows(key: str) -> list[Any]:
+def rows(key: str) -> str:
     """Equal for groups that read the same rows in the same way."""
-    return [json.loads(key)[name] for name in ROWS]
+    tree = json.loads(key)
+    return json.dumps([tree[name] for name in ROWS])
 
 
 @dataclass(frozen=True)
@@ -156,12 +157,23 @@ class Group:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the rows as tokens, their labels and the vocabulary."""
-        found = hashlib.sha256()
-        for part in self.encoded.corpus:
-            found.update(np.ascontiguousarray(part).data)
-        found.update(json.dumps([self.encoded.labels, self.encoded.vocabulary.tokens]).encode())
-        return found.hexdigest()
+        return digest(self.encoded)
+
+
+def read(settings: Settings) -> text.Encoded:
+    """The rows, numbered."""
+    rows = artefact.splits(settings.dataset.name, settings.dataset.settings)
+    tokenizer = artefact.tokenizer(settings.tokenizer.name, settings.tokenizer.settings)
+    return text.encode(rows, tokenizer, max_length=settings.max_length)
+
+
+def digest(encoded: text.Encoded) -> str:
+    """sha256 of the rows as tokens, their labels and the vocabulary."""
+    found = hashlib.sha256()
+    for part in encoded.corpus:
+        found.update(np.ascontiguousarray(part).data)
+    found.update(json.dumps([encoded.labels, encoded.vocabulary.tokens]).encode())
+    return found.hexdigest()
 
 
 def prepare(
@@ -180,9 +192,7 @@ def prepare(
     if not together:
         begin(settings)
     if encoded is None:
-        rows = artefact.splits(settings.dataset.name, settings.dataset.settings)
-        tokenizer = artefact.tokenizer(settings.tokenizer.name, settings.tokenizer.settings)
-        encoded = text.encode(rows, tokenizer, max_length=settings.max_length)
+        encoded = read(settings)
     made = assembled(settings, encoded, together or without_kernel(settings), say, members)
     try:
         if made.unroll == "kernel":

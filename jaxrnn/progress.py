@@ -7,6 +7,7 @@ refused unless resume_allow names it.
 
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrnn import checkpoints, devices, packing, runs
+from jaxrnn import checkpoints, config, devices, packing, runs
 from jaxrnn.checkpoints import Checkpoint, storing
 from jaxrnn.errors import ArtefactError, BusyError, NumericalError, StorageError
 from jaxrnn.group import Group
@@ -34,6 +35,7 @@ TOLD = ("best_epoch", "valid")  # of the summary: what stands before the run has
 LOGS = ("metrics.jsonl", "metrics.csv")
 TRACES = ("config.yaml", "summary.json", *LOGS, "model")  # of a run; one with none of them can begin again
 OF_SWEEPS = ("sweep.json", "study.json")
+TOP = re.compile(r"(\w+):")  # a line of config.yaml that begins a key or a group
 ROOM = 2.2  # checkpoints that must fit beside what there is: an old one stays until the new one is good
 
 
@@ -53,6 +55,31 @@ def fingerprint(settings: Settings, group: Group) -> dict[str, Any]:
     versions = {name: devices.version(name) for name in ("jax", "jaxlib")}
     flat |= {"data": group.digest, **versions, "device": devices.described(group.devices)}
     return json.loads(json.dumps(flat))
+
+
+def deciding(text: str) -> list[str]:
+    """The lines of a config.yaml that are compared: those of FREE keys are left out."""
+    found, name = [], ""
+    for line in text.split("\n"):
+        if key := TOP.match(line):
+            name = key[1]
+        if name not in FREE and not (name == "unroll" and line.startswith("  kernel:")):
+            found.append(line)
+    return found
+
+
+def recorded(folder: Path, settings: Settings) -> bool:
+    """Does the config.yaml of a run say what these settings do; ArtefactError where it was changed."""
+    return deciding(runs.check_config(folder)) == deciding(config.to_yaml(settings))
+
+
+def rows_of(folder: Path) -> Any:
+    """The digest of the rows that the newest checkpoint was trained on; None where there is no checkpoint."""
+    if not (steps := checkpoints.steps(folder)):
+        return None
+    manifest = runs.read_json(folder / "checkpoints" / f"step_{steps[0]}" / "manifest.json")
+    mark = manifest.get("fingerprint") if isinstance(manifest, dict) else None
+    return mark.get("data") if isinstance(mark, dict) else ""
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -118,6 +145,8 @@ def opened(settings: Settings, mark: dict[str, Any], folder: Path, say: Callable
         found = None if done and not checkpoints.steps(folder) else checkpoints.newest(folder, say)
     if found is None and settings.resume == "must":
         raise ArtefactError(f"resume=must, but {folder} holds no checkpoint: expected one, or resume=auto")
+    if done and found is None and not recorded(folder, settings):
+        raise ArtefactError(f"{folder} holds another run, its config.yaml not as given here. Choose another folder")
     more = False
     changed: set[str] = set()
     if found:

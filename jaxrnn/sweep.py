@@ -35,7 +35,7 @@ from jaxrnn import (
     trackers,
 )
 from jaxrnn.core import Core
-from jaxrnn.errors import BusyError, ConfigurationError, MemoryExceeded, too_large, unknown
+from jaxrnn.errors import BusyError, ConfigurationError, JaxrnnError, MemoryExceeded, too_large, unknown
 from jaxrnn.group import Group
 from jaxrnn.job import Halt
 from jaxrnn.launchers import Outcome, Room, Task, Turns
@@ -76,6 +76,8 @@ class Runner:
         self.entries: dict[int, dict[str, Any]] = standing.entries(folder)
         self.groups: dict[str, Group] = {}
         self.cores: dict[str, int] = {}  # that a job of the group takes
+        self.digests: dict[str, str] = {}  # of rows
+        self.read: tuple[str, Any] | None = None  # those that were read last, to compare them with ended jobs
         self.jobs: dict[str, int] = {}  # of a group, to be run
         self.new: Counter[str] = Counter()  # of these, that are yet to begin and have no folder
         self.making, self.room, self.turns = threading.Lock(), Room(devices.cores()), Turns()
@@ -89,7 +91,8 @@ class Runner:
         found: dict[int, Outcome] = {}
         told = standing.names(jobs, [entry.get("overrides") or [] for entry in self.entries.values()], self.shown)
         for number, settings in jobs:
-            if number in self.entries and (outcome := standing.ended_before(self.folder, number)):
+            outcome = standing.ended_before(self.folder, number) if number in self.entries else None
+            if outcome and self.same(number, settings):
                 found[number] = outcome
                 print(f"{told[number]}   {outcome.status} before, left alone", flush=True)
             status, code = (found[number].status, found[number].code) if number in found else ("waiting", None)
@@ -136,6 +139,25 @@ class Runner:
             known = self.entries.get(number)
             if known and (known.get("overrides") != list(settings.overrides) or settings.resume == "never"):
                 raise BusyError(f"{self.folder} already holds another job {number}: choose another folder")
+
+    def same(self, number: int, settings: Settings) -> bool:
+        """Is a job that has ended the one of these settings and rows; where not, it will meet it, and say so."""
+        folder = self.folder / str(number)
+        try:
+            if not progress.recorded(folder, settings):
+                return False
+            rows = progress.rows_of(folder)
+            return rows is None or rows == self.digest(settings)
+        except JaxrnnError:
+            return False
+
+    def digest(self, settings: Settings) -> str:
+        """Of the rows of a job; equal ones are read once."""
+        rows = group.rows(group.key(settings))
+        if rows not in self.digests:
+            self.read = rows, group.read(settings)
+            self.digests[rows] = group.digest(self.read[1])
+        return self.digests[rows]
 
     def write(self) -> None:
         self.written = time.monotonic()
@@ -200,8 +222,10 @@ class Runner:
         key = group.key(settings)
         with self.making:
             if key not in self.groups:
-                same = (g.encoded for k, g in self.groups.items() if group.rows(k) == group.rows(key))
-                made = group.prepare(settings, lambda _: None, next(same, None), self.members)
+                rows = group.rows(key)
+                same = [g.encoded for k, g in self.groups.items() if group.rows(k) == rows]
+                same += [self.read[1]] if self.read and self.read[0] == rows else []
+                made = group.prepare(settings, lambda _: None, next(iter(same), None), self.members)
                 while len(self.groups) >= GROUPS_KEPT:
                     oldest = next(iter(self.groups))
                     del self.groups[oldest]

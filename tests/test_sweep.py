@@ -251,6 +251,55 @@ def test_a_population_that_was_stopped_or_killed_does_what_is_missing(capsys):
     assert call(*line[:-1], "seed=range(3)", "hydra.sweep.dir=cut", capsys=capsys)[0] == 6
 
 
+def lines(path, count):
+    """A table of so many rows of two classes."""
+    rows = "".join(f"{'good' if n % 2 else 'bad'} film {n % 7}\t{n % 2}\n" for n in range(count))
+    Path(path).write_text("text\tlabel\n" + rows)
+
+
+def test_a_job_that_was_made_with_other_settings_or_rows_is_not_taken_for_one_of_the_sweep(tmp_path, capsys):
+    """A yaml of the user's, a table and a run made by hand: what sweep.json says of them may no longer be so."""
+    own = tmp_path / "mine" / "experiment" / "e.yaml"
+    own.parent.mkdir(parents=True)
+    head = "# @package _global_\ndefaults:\n  - override /dataset: files\ndataset:\n  path: rows.tsv\n"
+    own.write_text(head + "hidden_size: 8\nplots: auto\n")
+    lines("rows.tsv", 80)
+    line = ["--config-dir", "mine", "-m", "experiment=e", "epochs=1", "input.size=4", "seed=0,1", "hydra.sweep.dir=s"]
+    assert call(*line, capsys=capsys)[0] == 0
+    own.write_text(head + "hidden_size: 8\nplots: never\nflow:\n  every_steps: 5\n")  # changes no number
+    code, out, _ = call(*line, capsys=capsys)
+    assert code == 0 and sum("left alone" in told for told in out) == 2
+    for change, says in (("hidden_size: 9\n", "hidden_size: 8 there, 9 here"), ("hidden_size: 8\n", "the rows")):
+        own.write_text(head + change)
+        if says == "the rows":
+            lines("rows.tsv", 90)
+        for _ in range(2):  # refused once, refused again
+            code, out, err = call(*line, capsys=capsys)
+            assert code == 5 and not any("left alone" in told for told in out)
+            assert sum(f"holds another run: {says}" in told for told in err) == 2
+    shutil.rmtree("s/1/checkpoints")
+    lines("rows.tsv", 80)
+    assert [told for told in call(*line, capsys=capsys)[1] if "left alone" in told][1].startswith("job 1")
+    own.write_text(head + "hidden_size: 9\n")
+    assert sum("its config.yaml not as given" in told for told in call(*line, capsys=capsys)[2]) == 1
+
+    assert call(*TINY, "epochs=1", "cell=lstm", "hydra.run.dir=w/0", capsys=capsys)[0] == 0
+    for _ in range(2):
+        code, out, err = call("-m", *TINY, "epochs=1", "cell=gru,lstm", "hydra.sweep.dir=w", capsys=capsys)
+        assert code == 5 and "job 0: w/0 holds another run: cell.name: 'lstm' there, 'gru' here" in err[0]
+        assert jobs("w") == [(0, "failed", 5), (1, "completed", 0)]
+
+
+def test_a_sweep_that_is_given_again_reads_equal_rows_once_and_makes_nothing(monkeypatch, capsys):
+    line = ["-m", *TINY, "epochs=1", "seed=range(3)", "hydra.sweep.dir=s"]
+    assert call(*line, capsys=capsys)[0] == 0
+    read, seen = group.read, []
+    monkeypatch.setattr(group, "read", lambda settings: (seen.append(settings), read(settings))[1])
+    monkeypatch.setattr(group, "prepare", None)
+    code, out, _ = call(*line, capsys=capsys)
+    assert code == 0 and sum("left alone" in told for told in out) == 3 and len(seen) == 1
+
+
 @pytest.mark.parametrize(("share", "code", "says"), [(1.5, 0, "1 jobs at once"), (0.5, 8, "lower batch_size")])
 def test_what_does_not_fit_is_run_one_by_one_or_refused(monkeypatch, capsys, share, code, says):
     needed = group.prepare(config.compose([*TINY, "flow.every_steps=null"]), print).needed
@@ -329,7 +378,7 @@ def test_the_folder_of_a_sweep_may_have_any_name(capsys):
 
 
 def test_where_the_report_fails_the_folder_is_said(capsys, monkeypatch):
-    monkeypatch.setattr(sweep.results, "ranking", lambda *_: 1 / 0)
+    monkeypatch.setattr(sweep.ranking, "ranked", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train.main(["-m", *TINY, "seed=0,1", "epochs=1", "hydra.sweep.dir=s"])
     assert capsys.readouterr().out.splitlines()[-1] == "sweep: s"
