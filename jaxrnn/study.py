@@ -9,6 +9,7 @@ lock is free) fails the trial (LEFT) and puts its values in the queue (AGAIN). S
 once. Two processes that ask for the last one at once get one too many: the later one is given back (SURPLUS).
 """
 
+import json
 import math
 import secrets
 import socket
@@ -21,12 +22,12 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from jaxrnn import choosing, devices, metrics, runs, space, standing, sweep
+from jaxrnn import choosing, devices, metrics, progress, runs, space, standing, sweep
 from jaxrnn.choosing import AGAIN, LEFT, OWNER, SURPLUS
 from jaxrnn.errors import ArtefactError, BusyError, ConfigurationError
 from jaxrnn.launchers import Outcome
 from jaxrnn.planning import Value
-from jaxrnn.settings import Settings
+from jaxrnn.settings import Settings, dotted
 from jaxrnn.space import Search
 
 OF_THE_TRIAL = (2, 4, 8)  # exit codes that its values are to blame for: configuration, not finite, memory
@@ -76,6 +77,29 @@ def identity(folder: Path) -> str:
     return held["id"]
 
 
+def fixed(plan: Search) -> dict[str, Any]:
+    """The settings of every trial that decide its numbers, words and yaml alike, without those chosen and seed."""
+    chosen = {key.lstrip("+") for key in plan.space} | {"seed"}
+    free = progress.FREE - {"dataset"}  # no checkpoint tells its rows yet
+    flat = {key: value for key, value in dotted(plan.example).items() if not {key, key.partition(".")[0]} & chosen}
+    return json.loads(json.dumps({key: value for key, value in flat.items() if key.partition(".")[0] not in free}))
+
+
+def differences(held: Any, record: dict[str, Any]) -> list[str]:
+    """What of a study's record is not as it is held; of settings, which older ones lack, those that both have."""
+    if not isinstance(held, dict):
+        return list(record)
+    there = held.get("settings")
+    there = there if isinstance(there, dict) else {}
+    both = record["settings"].keys() & there
+    settings = [
+        progress.difference(key, there, record["settings"])
+        for key in sorted(both)
+        if there[key] != record["settings"][key]
+    ]
+    return [key for key in record if key != "settings" and held.get(key) != record[key]] + settings
+
+
 class Study:
     """The part that one process, writer of one sweep's folder, has in a study."""
 
@@ -105,13 +129,12 @@ class Study:
         """ArtefactError where the storage holds a study of that name that chooses from something else."""
         keys = ("metric", "seeds", "aggregate")
         record = {"space": space.recorded(self.plan.space), "fixed": list(self.plan.fixed)}
-        record |= {key: self.options[key] for key in keys}
+        record |= {"settings": fixed(self.plan)} | {key: self.options[key] for key in keys}
         trials = self.study.get_trials(deepcopy=False)  # before the record, which others write before their first trial
         held = self.study.user_attrs.get("jaxrnn")
         if held is None and not trials:
             self.study.set_user_attr("jaxrnn", record)
-        elif held != record:
-            other = [key for key in record if not isinstance(held, dict) or held.get(key) != record[key]]
+        elif other := differences(held, record):
             raise ArtefactError(
                 f"{self.study.study_name!r} there is another study, its {', '.join(other)} not as given here: "
                 "expected the same command, another hydra.sweep.dir, or another hydra.sweeper.study_name"

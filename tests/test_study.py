@@ -339,6 +339,26 @@ def test_another_study_in_the_same_place_is_refused(quick, capsys):
         assert "another study" in capsys.readouterr().err
 
 
+def test_a_yaml_that_has_changed_since_makes_another_study(tmp_path, quick, capsys):
+    own = tmp_path / "mine" / "experiment" / "o.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("# @package _global_\nhidden_size: 4\n")
+    how = ["--config-dir", str(tmp_path / "mine"), "experiment=o", RATES]
+    assert quick(*how, *options(n_trials=1))[0] == 0
+    own.write_text("# @package _global_\nhidden_size: 4\nplots: never\nseed: 3\nlogger:\n  csv:\n    name: csv\n")
+    assert quick(*how, *options(n_trials=2))[0] == 0
+    own.write_text("# @package _global_\nhidden_size: 4\nlayers: 2\ndataset:\n  train_rows: 9\n")
+    code, runner = quick(*how, *options(n_trials=3))
+    told = capsys.readouterr().err
+    assert (code, runner.ran) == (5, []) and "layers: 1 there, 2 here not as given" in told
+    assert "another study, its dataset.train_rows: " in told
+    record = held().user_attrs["jaxrnn"]
+    del record["settings"]  # as those before had none
+    held().set_user_attr("jaxrnn", record)
+    code, runner = quick(*how, *options(n_trials=3))
+    assert code == 0 and len(runner.ran) == 1
+
+
 @pytest.mark.slow
 def test_trials_of_a_dead_process_are_run_again_once_and_of_a_living_one_not(quick, tmp_path):
     place = f"sqlite:///{tmp_path}/shared.db"
