@@ -507,6 +507,22 @@ def test_a_stopped_run_says_where_it_was_saved_and_goes_on_from_there(name, code
     assert code == 0 and f"resuming at step 4 of {folder}" in out
 
 
+def test_with_another_seed_an_epoch_that_was_under_way_begins_again(monkeypatch, capsys):
+    """The order of its rows is another one: going on in it would read some twice and others never."""
+
+    def heard(folder, stream=None, epochs=1):
+        return loggers.Logger(step=lambda record: os.kill(os.getpid(), signal.SIGTERM))
+
+    line = [*TINY, "plots=never", "log_every_steps=1", "checkpoint.every_steps=2", "flow.every_steps=null"]
+    line.append("hydra.run.dir=here")
+    with monkeypatch.context() as patched:
+        patched.setitem(loggers.MEMBERS, "csv", heard)
+        assert call("train", *line, "logger=csv", capsys=capsys)[0] == 143
+    code, out, _ = call("train", *line, "logger=jsonl", "seed=1", "resume_allow=[seed]", capsys=capsys)
+    assert code == 0 and "resuming at step 2 of here" in out
+    assert json.loads(Path("here/summary.json").read_text())["steps"] == 2 + 2 * 4
+
+
 def test_a_stop_before_training_says_that_nothing_was_saved(monkeypatch, capsys):
     def stop(*_):
         raise command.Terminated
