@@ -12,7 +12,7 @@ import secrets
 import shlex
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +28,9 @@ from jaxrnn.settings import Settings, dotted
 FREE = {"dataset", "device", "logger", "log_every_steps", "experiment", "checkpoint", "on_nonfinite", "nonfinite_limit"}
 FREE |= {"resume", "resume_step", "resume_allow", "dry_run", "plots", "flow"}  # the dataset's rows are compared: "data"
 SAID = {"jax", "jaxlib", "device", "loops"}
-SHAPES = {"hidden_size", "layers", "bidirectional", "cell", "input", "head", "output", "tokenizer", "data"}
-SHAPES |= {"optimizer.name", "optimizer.momentum"}  # another one wants other arrays: resume_allow is not advised
+NETWORK = {"hidden_size", "layers", "bidirectional", "cell", "input", "head", "output", "tokenizer", "data"}
+SHAPES = NETWORK | {"optimizer.name", "optimizer.momentum"}  # want other arrays: resume_allow is not advised
+MEASURED = NETWORK | {"activation", "max_length"}  # with another one, the best epoch so far means nothing
 RESTARTS = {"data", "batch_size", "seed"}  # with another one, a place in the middle of an epoch means nothing
 TOLD = ("best_epoch", "valid")  # of the summary: what stands before the run has ended
 LOGS = ("metrics.jsonl", "metrics.csv")
@@ -158,6 +159,8 @@ def opened(settings: Settings, mark: dict[str, Any], folder: Path, say: Callable
                 start(group.programs, found, folder)
             except ArtefactError as error:
                 raise ArtefactError(f"{error}; choose another folder, or leave {', '.join(named)} as before") from None
+    if found and whole(changed) & MEASURED:
+        found = forgotten(found)
     if done and not more:
         say(f"{folder} holds a completed run: left alone")
         return Opened(finished=runs.read_json(folder / "summary.json"))
@@ -208,10 +211,20 @@ def compared(
         read_otherwise = any(key == "max_length" or key.startswith("tokenizer.") for key in refused)
         named = [key for key in refused if key != "data" or not read_otherwise]
         told = "; ".join(difference(key, recorded, here) for key in named)
-        hopeless = any({key, key.partition(".")[0]} & SHAPES for key in refused)
+        hopeless = bool(whole(refused) & SHAPES)
         way = "" if hopeless else f", or resume_allow=[{','.join(refused)}]"
         raise ArtefactError(f"{folder} holds another run: {told}. Choose another folder{way}")
     return more, allowed
+
+
+def whole(keys: Iterable[str]) -> set[str]:
+    """Dotted keys, and the groups they are of."""
+    return {part for key in keys for part in (key, key.partition(".")[0])}
+
+
+def forgotten(found: Checkpoint) -> Checkpoint:
+    """The checkpoint without the best epoch so far: the next one is it."""
+    return found._replace(best=None, position=found.position | {"score": None, "waited": 0, "told": {}})
 
 
 def difference(key: str, recorded: dict[str, Any], here: dict[str, Any]) -> str:

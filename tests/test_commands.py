@@ -1,5 +1,6 @@
 """train, evaluate, predict as a user meets them: what is printed, what is written, which code they leave with."""
 
+import hashlib
 import io
 import json
 import math
@@ -521,6 +522,25 @@ def test_with_another_seed_an_epoch_that_was_under_way_begins_again(monkeypatch,
     code, out, _ = call("train", *line, "logger=jsonl", "seed=1", "resume_allow=[seed]", capsys=capsys)
     assert code == 0 and "resuming at step 2 of here" in out
     assert json.loads(Path("here/summary.json").read_text())["steps"] == 2 + 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("change", "allow"), [("dataset.valid_rows=22", "data"), ("head=mean", "head"), ("activation=relu", "activation")]
+)
+def test_the_best_epoch_is_forgotten_with_what_it_was_measured_on(trained, change, allow, tmp_path, capsys):
+    shutil.copytree(trained[0], tmp_path / "here")
+    position = tmp_path / "here" / "checkpoints" / "step_8" / "position.json"
+    held = json.loads(position.read_text())
+    best = json.dumps(held | {"score": [1.0, 0.0], "waited": 2}).encode()
+    position.write_bytes(best)
+    manifest = json.loads((position.parent / "manifest.json").read_text())
+    manifest["files"]["position.json"] = {"bytes": len(best), "sha256": hashlib.sha256(best).hexdigest()}
+    (position.parent / "manifest.json").write_text(json.dumps(manifest))
+    line = [*TINY, "log_every_steps=2", "logger=[console,jsonl,csv]", "epochs=3", "hydra.run.dir=here"]
+    assert "head.name" in manifest["fingerprint"]
+    code, out, err = call("train", *line, change, f"resume_allow=[{allow}]", capsys=capsys)
+    assert code == 0, err
+    assert json.loads((tmp_path / "here" / "summary.json").read_text())["best_epoch"] == 3
 
 
 def test_a_stop_before_training_says_that_nothing_was_saved(monkeypatch, capsys):
