@@ -252,6 +252,11 @@ def learn(
             stored.save_model(folder, stored.Saved(settled, packing.flat(best), group.vocabulary))
     if summary["status"] == "pruned":
         return
+    at = now.position if now else begin[1] if begin else resuming.Position()
+    by = progress.ended_by(settings, steps, at.step, at.epoch, at.batch, at.waited)
+    summary["ended_by"] = by
+    if by in ("patience", "max_steps"):
+        say(outline.ended(settings, by, at))
     summary["examples_per_second"] = rows_seen / max(update_seconds, 1e-9)
     summary["tokens_per_second"] = summary["examples_per_second"] * float(length[corpus.train].mean())
 

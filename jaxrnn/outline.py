@@ -55,6 +55,12 @@ def plan(settings: Settings, group: Group) -> str:
     return "\n".join(lines)
 
 
+def ended(settings: Settings, by: str, at: Any) -> str:
+    """Why a run ended before its last epoch did; `at`: its position."""
+    why = f": {at.waited} epochs brought nothing better" if by == "patience" else ""
+    return f"stopped after epoch {at.epoch}{why} ({by}={getattr(settings, by)})"
+
+
 def results(summary: dict[str, Any]) -> str:
     """The table at the end: the network on the test split, beside what it must beat."""
     test = summary["test"]

@@ -125,6 +125,20 @@ def holds_run(folder: Path | None, settings: Settings) -> bool:
     return True
 
 
+def ended_by(settings: Settings, steps: int, step: int, epoch: int, batch: int, waited: int) -> str | None:
+    """What ends a run after an epoch: "epochs", "patience" or "max_steps"; None where training goes on.
+
+    `steps`: the updates of an epoch, `batch`: those that it had, `waited`: the epochs since the best one.
+    """
+    if epoch >= settings.epochs and batch >= steps:
+        return "epochs"
+    if waited >= (settings.patience or np.inf):
+        return "patience"
+    if step >= (settings.max_steps or np.inf):
+        return "max_steps"
+    return "epochs" if epoch >= settings.epochs else None
+
+
 def stopped(folder: Path, kind: str = "run") -> str:
     """What is said after a polite stop: where a run, or the jobs of a sweep, were saved, and how to go on."""
     held = [folder] if kind == "run" else list(folder.iterdir())

@@ -87,7 +87,7 @@ def test_the_run_folder_holds_what_the_contract_names(trained):
     assert pictures == ["confusion.png", "curves.png", "gradient_flow.png"]
     summary = json.loads((folder / "summary.json").read_text())
     wanted = "status valid test baselines best_epoch steps parameters seconds compile_seconds examples_per_second"
-    assert set(summary) == {*wanted.split(), "tokens_per_second", "device", "overrides", "bitwise"}
+    assert set(summary) == {*wanted.split(), "tokens_per_second", "device", "overrides", "bitwise", "ended_by"}
     assert summary["status"] == "completed"
     assert summary["steps"] == 8
     assert summary["test"]["rows"] == 30
@@ -524,6 +524,28 @@ def test_with_another_seed_an_epoch_that_was_under_way_begins_again(monkeypatch,
     assert json.loads(Path("here/summary.json").read_text())["steps"] == 2 + 2 * 4
 
 
+STILL = ["optimizer=sgd", "optimizer.learning_rate=1e-30"]  # nothing gets better after the first epoch
+
+
+@pytest.mark.parametrize(
+    ("words", "by", "says"),
+    [
+        (
+            ["epochs=9", "patience=2", *STILL],
+            "patience",
+            "stopped after epoch 3: 2 epochs brought nothing better (patience=2)",
+        ),
+        (["epochs=9", "max_steps=6"], "max_steps", "stopped after epoch 2 (max_steps=6)"),
+        (["epochs=2", "patience=1", *STILL], "epochs", None),
+        (["epochs=2", "max_steps=8"], "epochs", None),
+    ],
+)
+def test_why_a_run_ended_is_said_and_recorded(words, by, says, capsys):
+    code, out, _ = call("train", *TINY, *words, "plots=never", "hydra.run.dir=here", capsys=capsys)
+    assert code == 0 and json.loads(Path("here/summary.json").read_text())["ended_by"] == by
+    assert [line for line in out if line.startswith("stopped after")] == [says] * (says is not None)
+
+
 @pytest.mark.parametrize(
     ("change", "allow"), [("dataset.valid_rows=22", "data"), ("head=mean", "head"), ("activation=relu", "activation")]
 )
@@ -538,7 +560,7 @@ def test_the_best_epoch_is_forgotten_with_what_it_was_measured_on(trained, chang
     (position.parent / "manifest.json").write_text(json.dumps(manifest))
     line = [*TINY, "log_every_steps=2", "logger=[console,jsonl,csv]", "epochs=3", "hydra.run.dir=here"]
     assert "head.name" in manifest["fingerprint"]
-    code, out, err = call("train", *line, change, f"resume_allow=[{allow}]", capsys=capsys)
+    code, _, err = call("train", *line, change, f"resume_allow=[{allow}]", capsys=capsys)
     assert code == 0, err
     assert json.loads((tmp_path / "here" / "summary.json").read_text())["best_epoch"] == 3
 
