@@ -172,7 +172,7 @@ def learn(
     if taken.checkpoint:
         begin, best, told = progress.start(programs, taken.checkpoint, folder)
         saved = begin[1].step, begin[1].ended
-        summary |= told | {"steps": begin[1].step}
+        summary |= told | {"steps": begin[1].step} | taken.speeds
     reports = fit.fit(
         programs,
         hyper(settings, updates),
@@ -247,6 +247,10 @@ def learn(
                 progress.save(folder, settings, mark, programs, now, best, told, summary["bitwise"])
     finally:
         log.close()
+        training = update_seconds + (now.seconds if now and now.valid is None else 0.0)
+        if training > 0:
+            each = rows_seen / training
+            summary |= dict(zip(progress.SPEEDS, (each, each * float(length[corpus.train].mean())), strict=True))
         if best is not None:
             settled = artefact.record(settings, group.network, labels)
             stored.save_model(folder, stored.Saved(settled, packing.flat(best), group.vocabulary))
@@ -257,8 +261,6 @@ def learn(
     summary["ended_by"] = by
     if by in ("patience", "max_steps"):
         say(outline.ended(settings, by, at))
-    summary["examples_per_second"] = rows_seen / max(update_seconds, 1e-9)
-    summary["tokens_per_second"] = summary["examples_per_second"] * float(length[corpus.train].mean())
 
     found, logits = fit.logits(programs, resuming.spread(programs.placed.params, best), group.orders["test"])
     summary["test"] = metrics.measure(logits, corpus.target[found]) | {"labels": labels}

@@ -65,6 +65,7 @@ def results(summary: dict[str, Any]) -> str:
     """The table at the end: the network on the test split, beside what it must beat."""
     test = summary["test"]
     low, high = test["accuracy_ci95"]
+    speed = f"   {summary['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in summary else ""
     lines = [
         "",
         f"test, {many(test['rows'], 'row')}     accuracy   95 % interval",
@@ -72,7 +73,7 @@ def results(summary: dict[str, Any]) -> str:
         f"  {'bag of words':<18}  {summary['baselines']['bag_of_words']['accuracy']:.4f}",
         f"  {'majority':<18}  {summary['baselines']['majority']['accuracy']:.4f}",
         f"  loss {test['loss']:.4f}   F1 {test['f1_macro']:.4f}   calibration error {test['ece']:.4f}   "
-        f"best epoch {summary['best_epoch']}   {summary['tokens_per_second']:,.0f} tokens/s",
+        f"best epoch {summary['best_epoch']}{speed}",
         "",
     ]
     return "\n".join(lines)

@@ -32,8 +32,10 @@ NETWORK = {"hidden_size", "layers", "bidirectional", "cell", "input", "head", "o
 SHAPES = NETWORK | {"optimizer.name", "optimizer.momentum"}  # want other arrays: resume_allow is not advised
 MEASURED = NETWORK | {"activation", "max_length"}  # with another one, the best epoch so far means nothing
 RESTARTS = {"data", "batch_size", "seed"}  # with another one, a place in the middle of an epoch means nothing
+SPEEDS = ("examples_per_second", "tokens_per_second")  # of the summary: those of the updates
 TOLD = ("best_epoch", "valid")  # of the summary: what stands before the run has ended
 LOGS = ("metrics.jsonl", "metrics.csv")
+WAYS_ON = {"patience": "patience=null", "max_steps": "a larger max_steps"}  # after what had ended a run
 TRACES = ("config.yaml", "summary.json", *LOGS, "model")  # of a run; one with none of them can begin again
 OF_SWEEPS = ("sweep.json", "study.json")
 TOP = re.compile(r"(\w+):")  # a line of config.yaml that begins a key or a group
@@ -46,6 +48,7 @@ class Opened(NamedTuple):
     checkpoint: Checkpoint | None = None
     bitwise: bool = True  # going on is the run that never stopped, bit for bit
     finished: dict[str, Any] | None = None  # the summary of a completed run, which is left alone
+    speeds: dict[str, float] = {}  # of its summary so far
 
 
 def fingerprint(settings: Settings, group: Group) -> dict[str, Any]:
@@ -168,6 +171,8 @@ def opened(settings: Settings, mark: dict[str, Any], folder: Path, say: Callable
         more, changed = compared(found.fingerprint, mark, settings.resume_allow, folder)
         for name in sorted(changed):
             say(f"not as it was: {difference(name, found.fingerprint, mark)}")
+        check_reached(settings, found, folder)
+        more |= bool(changed & {"patience", "max_steps"})
         if named := sorted(changed - SAID - {"epochs"}):
             try:
                 start(group.programs, found, folder)
@@ -175,10 +180,22 @@ def opened(settings: Settings, mark: dict[str, Any], folder: Path, say: Callable
                 raise ArtefactError(f"{error}; choose another folder, or leave {', '.join(named)} as before") from None
     if found and whole(changed) & MEASURED:
         found = forgotten(found)
-    if done and not more:
+    by = ended(settings, group.steps, found) if found else None
+    if done and (by or not more):
+        if more and by in WAYS_ON:
+            say(f"{by} had ended this run: {WAYS_ON[by]}, with resume_allow=[{by}], trains on")
         say(f"{folder} holds a completed run: left alone")
         return Opened(finished=runs.read_json(folder / "summary.json"))
-    taken = Opened(found, not changed and (found is None or found.position.get("bitwise") is True))
+    if by and found and found.best is None:
+        raise ArtefactError(
+            f"{folder}: nothing is left to train ({by}={getattr(settings, by)}), and no epoch would be measured"
+        )
+    held = summary(folder) if found else {}
+    taken = Opened(
+        found,
+        not changed and (found is None or found.position.get("bitwise") is True),
+        speeds={key: held[key] for key in SPEEDS if type(held.get(key)) is float},
+    )
     rewind(folder, found)
     if found:
         for step in [step for step in checkpoints.steps(folder) if step > found.step]:
@@ -192,6 +209,21 @@ def opened(settings: Settings, mark: dict[str, Any], folder: Path, say: Callable
             state = {name: array[:0] if name.startswith("log.") else array for name, array in found.state.items()}
             taken = taken._replace(checkpoint=found._replace(batch=0, state=state))
     return taken
+
+
+def check_reached(settings: Settings, found: Checkpoint, folder: Path) -> None:
+    """ArtefactError where fewer epochs or updates are asked for than a checkpoint has had."""
+    for key, asked, there in ("epochs", settings.epochs, found.epoch), ("max_steps", settings.max_steps, found.step):
+        if asked is not None and asked < there:
+            raise ArtefactError(f"{key}={asked}: {folder} has come to {there:,} of them; expected at least so many")
+
+
+def ended(settings: Settings, steps: int, found: Checkpoint) -> str | None:
+    """What ends a run at a checkpoint of it, as `ended_by` says."""
+    waited = found.position.get("waited")
+    if found.position.get("ended") is not True or type(waited) is not int:
+        return None
+    return ended_by(settings, steps, found.step, found.epoch, found.batch, waited)
 
 
 def room(folder: Path, group: Group, jobs: int = 1) -> None:

@@ -424,6 +424,8 @@ def test_a_network_that_grows_until_it_answers_nothing_is_refused(tmp_path, caps
             5,
             "run: the rows of the data are not those it was trained on. Choose another folder",
         ),
+        (["epochs=1", "resume_allow=[epochs]"], 5, "epochs=1: {folder} has come to 2 of them"),
+        (["max_steps=7", "resume_allow=[max_steps]"], 5, "max_steps=7: {folder} has come to 8 of them"),
         (["resume_step=3"], 5, "no checkpoint of step 3 in {folder}; there are: 8"),
     ],
 )
@@ -544,6 +546,34 @@ def test_why_a_run_ended_is_said_and_recorded(words, by, says, capsys):
     code, out, _ = call("train", *TINY, *words, "plots=never", "hydra.run.dir=here", capsys=capsys)
     assert code == 0 and json.loads(Path("here/summary.json").read_text())["ended_by"] == by
     assert [line for line in out if line.startswith("stopped after")] == [says] * (says is not None)
+
+
+def test_a_run_that_patience_had_ended_says_what_trains_on_and_keeps_its_record(capsys):
+    line = [*TINY, *STILL, "schedule=constant", "plots=never", "hydra.run.dir=here"]
+    assert call("train", *line, "epochs=9", "patience=2", capsys=capsys)[0] == 0
+    before = Path("here/summary.json").read_bytes()
+    code, out, _ = call("train", *line, "epochs=12", "patience=2", capsys=capsys)
+    said = "patience had ended this run: patience=null, with resume_allow=[patience], trains on"
+    assert code == 0 and said in out and "here holds a completed run: left alone" in out
+    assert Path("here/summary.json").read_bytes() == before
+    code, _, err = call("train", *line, "epochs=9", "patience=null", "resume_allow=[patience]", capsys=capsys)
+    assert code == 0, err
+    assert json.loads(Path("here/summary.json").read_text())["steps"] == 9 * 4
+
+
+def test_a_run_that_had_only_its_test_to_do_keeps_the_speed_of_its_updates(monkeypatch, capsys):
+    def heard(folder, stream=None, epochs=1):
+        return loggers.Logger(epoch=lambda record: record["epoch"] < 2 or os.kill(os.getpid(), signal.SIGTERM))
+
+    line = [*TINY, "plots=never", "hydra.run.dir=here"]
+    with monkeypatch.context() as patched:
+        patched.setitem(loggers.MEMBERS, "csv", heard)
+        assert call("train", *line, "logger=csv", capsys=capsys)[0] == 143
+    stopped = json.loads(Path("here/summary.json").read_text())
+    assert call("train", *line, "logger=csv", capsys=capsys)[0] == 0
+    summary = json.loads(Path("here/summary.json").read_text())
+    for key in progress.SPEEDS:
+        assert summary[key] == stopped[key] > 0
 
 
 @pytest.mark.parametrize(
