@@ -65,7 +65,7 @@ def run(
         folder = folder or runs.new_folder(settings.experiment)
         if not known:
             held.enter_context(runs.locked(folder))
-        held_run, finished = progress.holds_run(folder, settings), progress.completed(folder)
+        held_run, begun = progress.holds_run(folder, settings), False
         summary: dict[str, Any] = {"status": "failed"}
         log = loggers.Logger()
         try:
@@ -78,9 +78,9 @@ def run(
                     taken = taken._replace(bitwise=False)
             if taken.finished is not None:
                 return taken.finished | {"run": str(folder)}
-            finished = False
             progress.room(folder, group)
             runs.write(folder / "config.yaml", runs.sealed(config.to_yaml(settings)))
+            begun = True
             names = tuple(name for name in settings.logger if loud or name != "console")
             step = taken.checkpoint.step if taken.checkpoint else 0
             log = loggers.opened(names, folder, settings.epochs, dotted(settings), step)
@@ -110,7 +110,7 @@ def run(
                 raise type(error)(progress.stopped(folder)) from error
             raise
         finally:
-            if not finished and (folder / "config.yaml").exists():  # one refused before it began leaves no record
+            if begun:  # one refused before it began leaves the record as it was
                 summary |= {"seconds": time.perf_counter() - began, "overrides": list(settings.overrides)}
                 summary |= {"config_dir": settings.config_dir} if settings.config_dir else {}
                 try:
@@ -251,7 +251,7 @@ def learn(
         if training > 0:
             each = rows_seen / training
             summary |= dict(zip(progress.SPEEDS, (each, each * float(length[corpus.train].mean())), strict=True))
-        if best is not None:
+        if best is not None and progress.there(folder):
             settled = artefact.record(settings, group.network, labels)
             stored.save_model(folder, stored.Saved(settled, packing.flat(best), group.vocabulary))
     if summary["status"] == "pruned":
@@ -267,6 +267,7 @@ def learn(
     summary["baselines"] = group.baselines
     if settings.plots != "never":
         draw(settings, folder, [*records, *flows], summary["test"])
+    progress.check_there(folder)
     summary["status"] = "completed"
     advice = flowlog.told(flows, settings, group)
     say(outline.results(summary) + (f"{advice}\n" if advice else ""))

@@ -343,6 +343,7 @@ def save(
     """A checkpoint of the report `now`; NumericalError, and nothing written, where the state is not finite."""
     from jaxrnn import resuming
 
+    check_there(folder)
     at = now.position
     state = packing.flat(resuming.kept(programs, now.state))
     for name, array in state.items():
@@ -356,6 +357,20 @@ def save(
     position |= {"logs": {name: synced_size(folder / name) for name in LOGS}}
     found = Checkpoint(at.step, at.epoch, at.batch, mark, position, state, None if best is None else packing.flat(best))
     checkpoints.save(folder, found, settings.checkpoint["keep"])
+
+
+def there(folder: Path) -> bool:
+    """Is it still the folder of a run that has begun."""
+    return (folder / "config.yaml").exists()
+
+
+def check_there(folder: Path) -> None:
+    """StorageError where somebody has removed the folder of a run that trains, or its config.yaml."""
+    if not there(folder):
+        raise StorageError(
+            f"{folder / 'config.yaml'} has vanished while the run trained: remove what is left of the folder, "
+            "and the same command begins again"
+        )
 
 
 def synced_size(path: Path) -> int:

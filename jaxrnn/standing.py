@@ -61,7 +61,8 @@ def tell(name: str, outcome: Outcome) -> None:
     if outcome.status in ("completed", "pruned"):
         accuracy = (f"{split} {summary[split]['accuracy']:.4f}" for split in ("valid", "test") if split in summary)
         pruned = "   pruned" if outcome.status == "pruned" else ""
-        print(f"{name}   {'   '.join(accuracy)}   {summary['seconds']:.1f} s{pruned}", flush=True)
+        seconds = f"{summary['seconds']:.1f} s" if "seconds" in summary else ""
+        print("   ".join([name, *accuracy, seconds]) + pruned, flush=True)
         return
     print(f"{name}   {outcome.status}", flush=True)
     if outcome.code == 1 and error:

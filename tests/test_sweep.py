@@ -370,6 +370,25 @@ def test_a_damaged_summary_is_met_by_its_job_alone(capsys):
     assert "summary.json is not JSON" in reason and f"job 1: {reason}" in err
 
 
+@pytest.mark.parametrize("when", ["during", "after"])
+def test_a_folder_that_is_removed_while_it_trains_fails_its_job_alone(monkeypatch, capsys, when):
+    def heard(folder, stream=None, epochs=1):
+        def remove(record):
+            if Path(folder).name in ("0", "alone"):
+                shutil.rmtree(folder, ignore_errors=True)
+
+        return job.loggers.Logger(epoch=remove) if when == "during" else job.loggers.Logger(close=lambda: remove(None))
+
+    monkeypatch.setitem(job.loggers.MEMBERS, "csv", heard)
+    line = [*TINY, "epochs=1", "logger=csv"]
+    code, out, err = call("-m", *line, "seed=0,1", "hydra.sweep.dir=s", capsys=capsys)
+    assert code == 7 and jobs("s") == [(0, "failed", 7), (1, "completed", 0)] and out[-1] == "sweep: s"
+    assert "job 0: s/0/config.yaml has vanished while the run trained" in err[0] and not Path("s/0").exists()
+    code, _, err = call(*line, "hydra.run.dir=alone", capsys=capsys)
+    assert code == 7 and "alone/config.yaml has vanished" in err[0]
+    standing.tell("job 3: seed=3", launchers.Outcome(3, "completed", 0, {}))
+
+
 def test_the_folder_of_a_sweep_may_have_any_name(capsys):
     line = ["-m", *TINY, "seed=0,1", "epochs=1"]
     assert call(*line, "hydra.sweep.dir=latest", capsys=capsys)[1][-1] == "sweep: latest"
