@@ -17,6 +17,7 @@ from jaxrnn.launchers import Ended, Outcome, Task
 
 STOP = "stop"
 WAITED_FOR = ("joblib",)  # launchers whose workers end with this process: a polite stop waits until they have saved
+HERE = ("joblib", "submitit_local")  # launchers whose jobs have this machine's devices
 
 
 class Job(NamedTuple):

@@ -48,6 +48,8 @@ def run(plan: Search) -> int:
     choosing.sampler(options, points, "")  # refused before anything is made
     if plan.example.dry_run:
         print(*(f"{key}: {kind}" for key, kind in plan.space.items()), sep="\n")
+        corners = [plan.compose(space.spelled(corner)) for corner in space.corners(plan.space)]
+        sweep.rehearse(corners, plan.members if plan.launcher == "population" else 1)
         print("dry run: every choice and both ends of every range are sound; nothing was made or trained", flush=True)
         return 0
     with ExitStack() as stack:

@@ -25,6 +25,7 @@ from jaxrnn import (
     history,
     job,
     launchers,
+    outline,
     processes,
     progress,
     ranking,
@@ -293,14 +294,37 @@ def opened(
             raise type(error)(progress.stopped(folder, "sweep")) from error
 
 
+def rehearse(jobs: Sequence[Settings], members: int | None = 1) -> None:
+    """Prepare each group of jobs, equal rows read once, and say what they read; refuse as a job would."""
+    firsts: dict[str, Settings] = {}
+    for settings in jobs:
+        firsts.setdefault(group.key(settings), settings)
+    read: dict[str, Any] = {}
+    left = Counter(map(group.rows, firsts))
+    for key, settings in firsts.items():
+        rows = group.rows(key)
+        known = read.pop(rows, None)
+        try:
+            made = group.prepare(settings, lambda _: None, known, members)
+        except JaxrnnError as error:
+            raise type(error)(f"{' '.join(settings.overrides)}: {error}") from error
+        if known is None:
+            print("\n".join([outline.data(settings, made.encoded), *outline.warnings(made.encoded)]))
+        left[rows] -= 1
+        if left[rows]:  # let go of what no other group reads
+            read[rows] = made.encoded
+
+
 def sweep(plan: Plan) -> int:
     """Run the jobs. -> exit code of the first that failed; BusyError where the folder holds a sweep of other jobs.
 
-    With dry_run=true the jobs, which were checked, are listed.
+    With dry_run=true the jobs, which were checked, are listed, and their groups are prepared.
     """
     if any(settings.dry_run for settings in plan.jobs):
         for number, settings in enumerate(plan.jobs):
             print(f"job {number}: {' '.join(settings.overrides)}")
+        if plan.launcher in (*launchers.OURS, *processes.HERE):
+            rehearse(plan.jobs, plan.members if plan.launcher == "population" else 1)
         print(f"dry run: {len(plan.jobs)} jobs, all of them sound; nothing was made or trained", flush=True)
         return 0
     name = plan.jobs[0].experiment

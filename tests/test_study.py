@@ -311,6 +311,11 @@ def test_a_dry_run_tells_the_space_and_makes_nothing(tmp_path, capsys):
     assert "nothing was made" in out[-1]
 
 
+def test_a_dry_run_looks_at_the_rows(tmp_path, capsys):
+    code, out, err = call(RATES, "dataset=files", "dataset.path=nope.csv", "dry_run=true", capsys=capsys)
+    assert code == 3 and "nope.csv: no such file" in err[0] and not any("sound" in told for told in out)
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_every_job_of_a_study_is_called_by_what_was_chosen_for_it(seeds, capsys):
     fixed = [*TINY, "epochs=1", "optimizer.learning_rate=0.01,0.02", "hydra.sweep.dir=s"]

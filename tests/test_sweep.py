@@ -389,6 +389,25 @@ def test_a_folder_that_is_removed_while_it_trains_fails_its_job_alone(monkeypatc
     standing.tell("job 3: seed=3", launchers.Outcome(3, "completed", 0, {}))
 
 
+def test_a_dry_run_of_many_jobs_looks_at_their_rows_and_devices_once_for_each_group(tmp_path, monkeypatch, capsys):
+    read, seen = group.read, []
+    monkeypatch.setattr(group, "read", lambda settings: (seen.append(settings), read(settings))[1])
+    lines("good.tsv", 80)
+    line = ["-m", "dataset=files", "seed=range(50)", "batch_size=8", "cell=vanilla,gru", "dry_run=true"]
+    code, out, err = call(*line, "dataset.path=good.tsv", capsys=capsys)
+    assert (code, err, len(seen)) == (0, [], 1) and "100 jobs" in out[-1]
+    assert sum(told.startswith("data: files, 64 train") for told in out) == 1
+    for words, wanted, says in (
+        (["dataset.path=good.tsv,nope.csv"], 3, "nope.csv: no such file"),
+        (["dataset.path=good.tsv", "device=cpu,tpu"], 2, "device=tpu"),
+        (["dataset.path=good.tsv", "device.count=3"], 2, "device.count=3"),
+        (["dataset.path=nope.csv", "hydra/launcher=population"], 3, "nope.csv: no such file"),
+    ):
+        code, out, err = call(*line, *words, capsys=capsys)
+        assert code == wanted and says in err[-1] and not any("sound" in told for told in out)
+    assert [path.name for path in tmp_path.iterdir()] == ["good.tsv"]
+
+
 def test_the_folder_of_a_sweep_may_have_any_name(capsys):
     line = ["-m", *TINY, "seed=0,1", "epochs=1"]
     assert call(*line, "hydra.sweep.dir=latest", capsys=capsys)[1][-1] == "sweep: latest"
