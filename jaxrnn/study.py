@@ -27,7 +27,7 @@ from jaxrnn.choosing import AGAIN, LEFT, OWNER, SURPLUS
 from jaxrnn.errors import ArtefactError, BusyError, ConfigurationError
 from jaxrnn.launchers import Outcome
 from jaxrnn.planning import Value
-from jaxrnn.settings import Settings, dotted
+from jaxrnn.settings import KEYS, Settings, dotted
 from jaxrnn.space import Search
 
 OF_THE_TRIAL = (2, 4, 8)  # exit codes that its values are to blame for: configuration, not finite, memory
@@ -43,6 +43,11 @@ def run(plan: Search) -> int:
         )
     if options["seeds"] > 1 and "seed" in plan.space:
         raise ConfigurationError("seed is chosen by hydra.sweeper.seeds: expected no seed= with several values")
+    last = plan.example.seed + options["seeds"] - 1
+    try:
+        KEYS["seed"].check("seed", last)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"the last of hydra.sweeper.seeds={options['seeds']}: {error}") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     points = space.grid(plan.space) if options["sampler"] == "grid" else []
     choosing.sampler(options, points, "")  # refused before anything is made

@@ -340,9 +340,11 @@ def sweep(plan: Plan) -> int:
 def conclude(folder: Path, settings_of: Callable[[int], Settings], also: Sequence[str] = ()) -> None:
     """Print the report, `also` over other sweeps; draw the best job if it is one of the folder's and was not drawn.
 
-    The last line is where the sweep is, whatever may be wrong with the report.
+    The last line is where the sweep is, whatever may be wrong with the report. Where there are no jobs there is none.
     """
     try:
+        if not also and not standing.entries(folder):
+            return
         ranked = ranking.ranked(results.collect([os.path.join(".", folder), *also]))  # "latest" is a folder here
         print(report.text(ranked), flush=True)
         best = ranked.configurations[0].runs[0].folder if ranked.configurations else folder

@@ -18,7 +18,7 @@ import pytest
 optuna = pytest.importorskip("optuna", reason="needs the extra [sweeps]")
 sqlalchemy = pytest.importorskip("sqlalchemy", reason="needs the extra [sweeps]")
 
-from jaxrnn import choosing, command, planning, runs, space, sweep, train  # noqa: E402
+from jaxrnn import choosing, command, planning, runs, space, study, sweep, train  # noqa: E402
 from jaxrnn.errors import ConfigurationError, NumericalError, StorageError  # noqa: E402
 from jaxrnn.launchers import Outcome  # noqa: E402
 
@@ -123,6 +123,7 @@ REFUSED = {
     "cell=gru,lstm hydra.sweeper.n_trials=0": "n_trials=0",
     "cell=gru,lstm unroll=kernel hydra/launcher=population hydra.launcher.members=2": "train alone",
     "cell=gru,lstm hydra.sweeper.aggregate=bound": "seeds=2",
+    "cell=gru,lstm seed=4294967295 hydra.sweeper.seeds=2": "the last of hydra.sweeper.seeds=2: seed=4294967296",
     "cell=gru,lstm seed=1,2 hydra.sweeper.seeds=2": "seed is chosen",
     "dropout_rate=interval(0,0.5) hydra.sweeper.sampler=grid": "dropout_rate: sampler=grid needs choices",
     "cell=gru,lstm hydra.sweeper.storage=nosuch://there": "hydra.sweeper.storage=nosuch://there",
@@ -330,6 +331,15 @@ def test_every_job_of_a_study_is_called_by_what_was_chosen_for_it(seeds, capsys)
 def test_nothing_but_failures_is_a_failure(quick):
     code, _ = quick(RATES, *options(n_trials=2), fails={0: 4, 1: 4})
     assert code == 4
+
+
+def test_where_no_trial_could_be_composed_the_code_is_that_of_its_refusal(monkeypatch, capsys):
+    def refused(study, trial):
+        raise ConfigurationError("values that do not go together")
+
+    monkeypatch.setattr(study.Study, "_jobs", refused)
+    code, out, err = call(RATES, *TINY, "hydra.sweep.dir=s", *options(n_trials=2), capsys=capsys)
+    assert (code, err, out[-1]) == (2, [], "sweep: s")
 
 
 def test_another_study_in_the_same_place_is_refused(quick, capsys):
