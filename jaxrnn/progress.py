@@ -27,6 +27,7 @@ from jaxrnn.settings import Settings, dotted
 
 FREE = {"dataset", "device", "logger", "log_every_steps", "experiment", "checkpoint", "on_nonfinite", "nonfinite_limit"}
 FREE |= {"resume", "resume_step", "resume_allow", "dry_run", "plots", "flow"}  # the dataset's rows are compared: "data"
+FREE_WORDS = FREE - {"dataset", "experiment"}  # of a command line: these two may stand for anything
 SAID = {"jax", "jaxlib", "device", "loops"}
 NETWORK = {"hidden_size", "layers", "bidirectional", "cell", "input", "head", "output", "tokenizer", "data"}
 SHAPES = NETWORK | {"optimizer.name", "optimizer.momentum"}  # want other arrays: resume_allow is not advised

@@ -1,5 +1,6 @@
 """How the jobs of a sweep stand: as sweep.json and their folders say, and in lines for people."""
 
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -31,6 +32,20 @@ def ended_before(folder: Path, number: int) -> Outcome | None:
         return None
     ended = summary.get("status") in ("completed", "pruned")
     return Outcome(number, summary["status"], 0, summary) if ended else None
+
+
+def difference(there: Any, here: Sequence[str]) -> str:
+    """How two command lines differ, "seed=1 there, seed=2 here"; empty where in nothing but order and FREE keys."""
+
+    def counted(words: Any) -> list[str]:
+        lines = [word for word in words if isinstance(word, str)] if isinstance(words, list | tuple) else []
+        last = {line.lstrip("+~").partition("=")[0]: line for line in lines}  # of those about one key
+        return [line for key, line in last.items() if re.split(r"[.@]", key)[0] not in progress.FREE_WORDS]
+
+    before, now = counted(there), counted(here)
+    sides = [line for line in before if line not in now], [line for line in now if line not in before]
+    told = (f"{' '.join(lines) or 'nothing'} {side}" for lines, side in zip(sides, ("there", "here"), strict=True))
+    return ", ".join(told) if any(sides) else ""
 
 
 def names(

@@ -104,7 +104,9 @@ def differences(held: Any, record: dict[str, Any]) -> list[str]:
         for key in sorted(both)
         if there[key] != record["settings"][key]
     ]
-    return [key for key in record if key != "settings" and held.get(key) != record[key]] + settings
+    other = [key for key in record if key not in ("settings", "fixed") and held.get(key) != record[key]]
+    words = standing.difference(held.get("fixed"), record["fixed"])
+    return other + [f"fixed words: {words}"] * bool(words) + settings
 
 
 class Study:

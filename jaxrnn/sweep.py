@@ -137,9 +137,12 @@ class Runner:
         if len(dict(jobs)) < len(jobs):
             raise ConfigurationError("expected jobs of different numbers")
         for number, settings in jobs:
-            known = self.entries.get(number)
-            if known and (known.get("overrides") != list(settings.overrides) or settings.resume == "never"):
-                raise BusyError(f"{self.folder} already holds another job {number}: choose another folder")
+            if number not in self.entries:
+                continue
+            if settings.resume == "never":
+                raise BusyError(f"{self.folder} already holds job {number} and resume=never: choose another folder")
+            if told := standing.difference(self.entries[number].get("overrides"), settings.overrides):
+                raise BusyError(f"{self.folder} already holds another job {number}, {told}: choose another folder")
 
     def same(self, number: int, settings: Settings) -> bool:
         """Is a job that has ended the one of these settings and rows; where not, it will meet it, and say so."""
@@ -331,7 +334,10 @@ def sweep(plan: Plan) -> int:
     where = plan.directory, plan.launcher, name
     with opened(*where, hydra=plan.hydra, config_dir=plan.config_dir, members=plan.members) as runner:
         if runner.entries and set(runner.entries) != set(range(len(plan.jobs))):
-            raise BusyError(f"{runner.folder} already holds a sweep of other jobs: choose another folder, or give none")
+            raise BusyError(
+                f"{runner.folder} already holds a sweep of other jobs, {len(runner.entries):,} there, "
+                f"{len(plan.jobs):,} here: choose another folder, or give none"
+            )
         outcomes = runner.run(list(enumerate(plan.jobs)))
         conclude(runner.folder, plan.jobs.__getitem__)
     return next((outcome.code for outcome in outcomes if outcome.code), 0)

@@ -374,6 +374,16 @@ def test_a_yaml_that_has_changed_since_makes_another_study(tmp_path, quick, caps
     assert code == 0 and len(runner.ran) == 1
 
 
+def test_the_order_of_words_and_what_changes_no_number_make_no_other_study(quick, capsys):
+    how = ["hidden_size=4", "layers=2", RATES]
+    assert quick(*how, *options(n_trials=1))[0] == 0
+    code, runner = quick(*how[::-1], "plots=never", *options(n_trials=2))
+    assert code == 0 and len(runner.ran) == 1
+    code, runner = quick(*how[1:], "hidden_size=5", *options(n_trials=2))
+    told = capsys.readouterr().err
+    assert code == 5 and "fixed words: hidden_size=4 there, hidden_size=5 here, hidden_size: 4 there, 5 here" in told
+
+
 @pytest.mark.slow
 def test_trials_of_a_dead_process_are_run_again_once_and_of_a_living_one_not(quick, tmp_path):
     place = f"sqlite:///{tmp_path}/shared.db"

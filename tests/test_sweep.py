@@ -456,6 +456,22 @@ def test_what_cannot_be_run_is_refused_before_anything_is_changed():
     assert not Path("t").exists()
 
 
+def test_a_sweep_is_known_by_the_words_of_each_job_in_any_order(capsys):
+    line = [*TINY, "seed=0,1", "hydra.sweep.dir=s"]
+    assert call("-m", *line, capsys=capsys)[0] == 0
+    code, out, _ = call("-m", *line[::-1], "plots=never", "logger=jsonl", "resume=must", capsys=capsys)
+    assert code == 0 and sum("left alone" in told for told in out) == 2
+    for words, says in (
+        (["seed=1,0"], "another job 0, seed=0 there, seed=1 here"),
+        (["seed=0,1", "layers=1"], "another job 0, nothing there, layers=1 here"),
+        (["seed=0,1", "resume=never"], "job 0 and resume=never"),
+        (["epochs=1", "seed=0,1"], "another job 0, epochs=3 there, epochs=1 here"),
+        (["seed=0,1,2"], "a sweep of other jobs, 2 there, 3 here"),
+    ):
+        code, _, (told,) = call("-m", *TINY, *words, "hydra.sweep.dir=s", capsys=capsys)
+        assert code == 6 and says in told
+
+
 def test_sweep_json_of_many_jobs_is_written_now_and_then(monkeypatch):
     monkeypatch.setattr(sweep, "WRITTEN_EVERY", 1e9)
     written, write = [], runs.write_json
