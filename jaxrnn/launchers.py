@@ -42,6 +42,10 @@ class Task(NamedTuple):
     run: Callable[[Halt | None], Outcome]
 
 
+class AtOnce(KeyboardInterrupt):
+    """A second Ctrl-C: threads are left at work, in a compilation perhaps, which nothing but the process's end ends."""
+
+
 Ended = Callable[[Sequence[Outcome]], None]  # told of those that have ended since
 
 
@@ -56,6 +60,8 @@ def basic(tasks: Sequence[Task], ended: Ended) -> None:
 def population(tasks: Sequence[Task], ended: Ended, members: int | Callable[[Sequence[Task]], int] = 1) -> None:
     """A polite stop is heard by every running job, which saves itself; those that wait do not start.
 
+    AtOnce at a second SIGINT, which waits for none of them.
+
     `members`: how many train at once in one program, or what finds that out.
     """
     if not tasks:
@@ -66,29 +72,37 @@ def population(tasks: Sequence[Task], ended: Ended, members: int | Callable[[Seq
         os.environ.setdefault("PJRT_NPROC", "1")
     stop: KeyboardInterrupt | None = None
     with command.put_off() as arrived:
-        together = min(members(tasks) if callable(members) else members, len(tasks))
+        try:
+            together = min(members(tasks) if callable(members) else members, len(tasks))
+        except KeyboardInterrupt:  # the first one waits to be asked for
+            raise AtOnce from None
         if stop := arrived():
             raise stop
         threads = together + together // SHARE_WRITING if together > 1 else devices.cores()
         done: SimpleQueue[Future[Outcome]] = SimpleQueue()
-        with ThreadPoolExecutor(threads + WRITING) as pool:
-            try:
-                jobs = [pool.submit(task.run, lambda: stop) for task in tasks]
-                for job in jobs:
-                    job.add_done_callback(done.put)
-                left = len(jobs)
-                while left:
-                    found = _taken(done)
-                    left -= len(found)
-                    if outcomes := [job.result() for job in found if not job.cancelled()]:
-                        ended(outcomes)
-                    if stop is None and (stop := arrived()):
-                        for job in jobs:
-                            job.cancel()
-            except BaseException as error:
-                stop = error if isinstance(error, KeyboardInterrupt) else KeyboardInterrupt()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        pool = ThreadPoolExecutor(threads + WRITING)
+        try:
+            jobs = [pool.submit(task.run, lambda: stop) for task in tasks]
+            for job in jobs:
+                job.add_done_callback(done.put)
+            left = len(jobs)
+            while left:
+                found = _taken(done)
+                left -= len(found)
+                if outcomes := [job.result() for job in found if not job.cancelled()]:
+                    ended(outcomes)
+                if stop is None and (stop := arrived()):
+                    for job in jobs:
+                        job.cancel()
+            pool.shutdown()
+        except KeyboardInterrupt as error:
+            stop = error
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise AtOnce from None
+        except BaseException:
+            stop = KeyboardInterrupt()
+            pool.shutdown(cancel_futures=True)
+            raise
     if stop:
         raise stop
 

@@ -9,6 +9,7 @@ Jobs that differ in numbers only are a group, read and compiled once (see `group
 import importlib
 import math
 import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jaxrnn import (
     command,
@@ -126,9 +127,20 @@ class Runner:
         with trackers.sweep(self.folder, {name for _, settings in jobs for name in settings.logger}, len(tasks)):
             try:
                 self.launch(ordered, ended)
+            except launchers.AtOnce:
+                self.leave()
             finally:
                 self.write()
         return [found[number] for number, _ in jobs]
+
+    def leave(self) -> NoReturn:
+        """End the process as a kill would, which leaves what was saved whole: its threads cannot be ended otherwise."""
+        try:
+            self.write()
+            print(f"jaxrnn.train: {progress.stopped(self.folder, 'sweep')}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+        finally:
+            os._exit(command.code_of(KeyboardInterrupt()))
 
     def check(self, jobs: Sequence[tuple[int, Settings]], watch: Watch | None) -> None:
         """Refuse what cannot be run here, before anything is changed."""

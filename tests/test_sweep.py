@@ -351,6 +351,35 @@ def test_a_stopped_sweep_says_in_one_line_how_to_go_on(monkeypatch, capsys, laun
         raise command.Terminated
 
 
+@pytest.mark.parametrize("members", ["1", "2"])
+def test_a_second_interrupt_waits_for_no_job(members):
+    """Each is where it hears of no stop, as in a compilation; the command leaves all the same, its record written."""
+    code = """
+import os, signal, sys, threading, time
+from jaxrnn import command, sweep, train
+sweep.Runner.at_once = lambda self, tasks: 2
+def one(self, number, settings, watch, halt):
+    if number == 0:
+        return sweep.Outcome(0, "failed", 3, {}, ValueError("early"))
+    if number == 1:
+        threading.Thread(target=twice, daemon=True).start()
+    time.sleep(300)
+def twice():
+    for _ in range(2):
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGINT)
+sweep.Runner.one = one
+command.run("train", train.main)
+"""
+    words = ["-m", *TINY, "seed=0,1,2", "hydra/launcher=population", f"hydra.launcher.members={members}"]
+    line = [sys.executable, "-c", code, *words, "hydra.sweep.dir=s"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120)
+    told = done.stderr.splitlines()[-1]
+    assert done.returncode == 130 and told.startswith("jaxrnn.train: stopped before a checkpoint was saved in s")
+    assert jobs("s") == [(0, "failed", 3), (1, "waiting", None), (2, "waiting", None)]
+
+
 def test_jobs_at_work_divide_the_cores_among_their_threads(monkeypatch):
     limits, room = [], launchers.Room(4)
     monkeypatch.setattr(foreign, "limit", limits.append)
