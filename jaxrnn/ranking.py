@@ -6,7 +6,7 @@ seeds.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ ABSENT = "(default)"  # the value of a key that a run has no record of
 SILENT = {"logger", "log_every_steps", "plots", "flow.every_steps", "experiment", "dry_run"}
 SILENT |= {"checkpoint.every_steps", "checkpoint.every_seconds", "checkpoint.keep"}
 SILENT |= {"resume", "resume_step", "resume_allow"}
-DATA = ("dataset", "dataset.path", "dataset.valid_path", "dataset.test_path", "dataset.texts")  # what was measured on
+LEARNED_FROM = {"dataset.train_rows", "dataset.train"}  # of the keys of the data those that the rows measured on keep
 NOTE = "best first by validation accuracy; ± is half of the 95 % interval over seeds (Student t), none for one run"
 
 
@@ -64,8 +64,8 @@ class Ranking(NamedTuple):
     @property
     def mixed(self) -> bool:
         """Are runs on several data sets ranked together."""
-        known = (run.known for row in self.configurations for run in row.runs)
-        return len({tuple(map(held.get, DATA)) for held in known}) > 1
+        known = (run.known.items() for row in self.configurations for run in row.runs)
+        return len({frozenset(pair for pair in held if _of_data(pair[0], LEARNED_FROM)) for held in known}) > 1
 
 
 def ranked(found: Sequence[Run], by: Sequence[str] | None = None) -> Ranking:
@@ -90,11 +90,19 @@ def ranked(found: Sequence[Run], by: Sequence[str] | None = None) -> Ranking:
     def parts(keys: Sequence[str]) -> set[tuple[str, ...]]:
         return {part(run, keys) for run in completed}
 
+    def parting(keys: Iterable[str], before: Sequence[str] = ()) -> list[str]:
+        """`before`, and those of the keys that tell runs apart which those before them do not."""
+        held = list(before)
+        for key in keys:
+            typed = {(ABSENT,)} if key not in told else set()
+            if len(parts([key]) - typed) > 1 and len(parts([*held, key])) > len(parts(held)):
+                held.append(key)
+        return held
+
     varied = [key for key in told if key != SEED and len(parts([key])) > 1]
-    for key in [key for key in known if key not in {SEED, *told, *SILENT}]:
-        if len(parts([key]) - {(ABSENT,)}) > 1 and len(parts([*varied, key])) > len(parts(varied)):
-            varied.append(key)
-    keys = tuple(dict.fromkeys([*by, *(key for key in DATA if len(parts([key])) > 1)] if by else varied))
+    varied = parting([key for key in known if key not in {SEED, *told, *SILENT}], varied)
+    data = parting(sorted(filter(_of_data, known), key=lambda key: key != "dataset"))
+    keys = tuple(dict.fromkeys([*by, *data] if by else varied))
     last = {part(run, [*varied, SEED]): run for run in completed}
     counted = {id(run) for run in last.values()}
     repeated = [run for run in completed if id(run) not in counted]
@@ -105,6 +113,10 @@ def ranked(found: Sequence[Run], by: Sequence[str] | None = None) -> Ranking:
     rows.sort(key=lambda row: (_best_first(row.valid.mean, row.runs), natural(" ".join(row.values.values()))))
     shared = frozenset.intersection(*(frozenset(run.overrides) for run in found))
     return Ranking(keys, rows, repeated, [run for run in found if run.status != "completed"], shared)
+
+
+def _of_data(key: str, but: Collection[str] = ()) -> bool:
+    return (key == "dataset" or key.startswith("dataset.")) and key not in but
 
 
 def _pruned_wholly(found: Sequence[Run]) -> list[Run]:

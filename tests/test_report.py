@@ -222,6 +222,27 @@ def test_runs_of_different_data_are_never_in_one_row(tmp_path, capsys):
     assert json.loads(out)["keys"] == ["cell"]
 
 
+def test_every_key_of_the_data_parts_rows(tmp_path, capsys):
+    for column in ("stars", "topic"):
+        for size in (8, 16):
+            words = ["dataset=files", "dataset.path=a.tsv", f"dataset.label={column}", f"hidden_size={size}"]
+            recorded(tmp_path / f"{column}-{size}", words)
+    recorded(tmp_path / "other", ["dataset=sst2"])
+    _, out, _ = call(tmp_path / "*-*", "--by", "cell", "--json", capsys=capsys)
+    found = json.loads(out)
+    assert found["keys"] == ["cell", "dataset.label"] and len(found["configurations"]) == 2
+    assert "different data sets" in call(tmp_path / "*-*", "--by", "cell", capsys=capsys)[1]
+    _, out, _ = call(tmp_path / "*", "--by", "cell", "--json", capsys=capsys)
+    assert json.loads(out)["keys"] == ["cell", "dataset", "dataset.label"]  # not all that only one of the two has
+
+
+def test_more_rows_to_learn_from_are_a_row_of_their_own_and_no_other_data_set(tmp_path, capsys):
+    for rows in (10, 100, 1000):
+        recorded(tmp_path / str(rows), [f"dataset.train_rows={rows}"])
+    code, out, _ = call(tmp_path / "*", "--by", "cell", capsys=capsys)
+    assert (code, "different data sets" in out, "3 configurations" in out) == (0, False, True)
+
+
 def test_the_command_is_quoted_for_a_shell(tmp_path):
     overrides = ["dataset.path=my file.tsv; rm -rf $HOME", "cell=gru", "input.vectors='it`s'"]
     run = results.read(made(tmp_path / "a", overrides))
