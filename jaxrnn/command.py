@@ -76,12 +76,20 @@ class Parser(argparse.ArgumentParser):
 
 
 def check_outputs(*files: Path | None) -> None:
-    """ConfigurationError for a file that could not be made: asked before anything is computed for it."""
-    for file in filter(None, files):
+    """ConfigurationError for a file that could not be made: asked before anything is computed for it.
+
+    A device, a pipe or a link would be replaced by a file.
+    """
+    given = [file for file in files if file]
+    for n, file in enumerate(given):
         if os.path.isdir(file):
             raise ConfigurationError(f"cannot write {file}: it is a folder; expected a file")
         if not os.path.isdir(file.parent):
             raise ConfigurationError(f"cannot write {file}: no folder {file.parent}; expected one that is there")
+        if os.path.lexists(file) and (os.path.islink(file) or not os.path.isfile(file)):
+            raise ConfigurationError(f"cannot write {file}: it is a link, a pipe or a device; expected a file")
+        if os.path.realpath(file) in map(os.path.realpath, given[:n]):
+            raise ConfigurationError(f"cannot write {file} twice: expected another file for each output")
 
 
 def code_of(stopped: KeyboardInterrupt) -> int:

@@ -274,6 +274,27 @@ def test_csv_has_a_line_for_every_run(sweep, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("flag", ["--csv", "--html"])
+def test_what_is_no_file_is_not_replaced_by_one(flag, tmp_path, capsys):
+    run = made(tmp_path / "a", ["cell=gru"])
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "nowhere").symlink_to("missing")
+    for name in ("pipe", "link", "nowhere"):
+        before = (tmp_path / name).lstat()
+        code, out, err = call(run, flag, tmp_path / name, capsys=capsys)
+        assert (code, out) == (2, "") and "expected a file" in err
+        assert (tmp_path / name).lstat().st_ino == before.st_ino
+    assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "missing").exists()
+
+
+def test_two_outputs_are_two_files(tmp_path, capsys):
+    run = made(tmp_path / "a", ["cell=gru"])
+    code, out, err = call(run, "--csv", tmp_path / "x", "--html", tmp_path / "a" / ".." / "x", capsys=capsys)
+    assert (code, out, "twice" in err, (tmp_path / "x").exists()) == (2, "", True, False)
+
+
+@pytest.mark.parametrize("flag", ["--csv", "--html"])
 def test_a_file_is_written_where_a_folder_is_or_refused(flag, tmp_path, capsys):
     run = made(tmp_path / "a", ["cell=gru"])
     for place in (tmp_path / "typo" / "deep" / "x", run / "summary.json" / "x", run):
