@@ -114,14 +114,43 @@ def typed(error: BaseException) -> JaxrnnError | None:
     return None
 
 
-def run(name: str, main: Callable[[Sequence[str]], int | None]) -> NoReturn:
+class Unread(io.FileIO):
+    """A stream that goes on nowhere once its reader has closed it."""
+
+    def write(self, content: Any) -> int | None:  # type: ignore[override]
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            to_nowhere(self.fileno())
+            return super().write(content)
+
+
+def to_nowhere(number: int) -> None:
+    """Let what is written there be gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
+
+
+def lasting(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """The same stream, over Unread."""
+    raw = Unread(stream.fileno(), "wb", closefd=False)
+    buffer: Any = raw if isinstance(stream.buffer, io.RawIOBase) else io.BufferedWriter(raw)
+    by_line, through = stream.line_buffering, stream.write_through
+    return io.TextIOWrapper(buffer, stream.encoding, stream.errors, line_buffering=by_line, write_through=through)
+
+
+def run(name: str, main: Callable[[Sequence[str]], int | None], unread: bool = False) -> NoReturn:
     """Call `main` with the command line and exit with the code of what happened.
 
-    What the terminal's encoding has no character for is written as an escape, not refused.
+    What the terminal's encoding has no character for is written as an escape, not refused. `unread`: go on where
+    whoever read the output has closed it.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # not one that was closed before
-            stream.reconfigure(errors="backslashreplace")
+    for stream in ("stdout", "stderr"):
+        if isinstance(found := getattr(sys, stream), io.TextIOWrapper):  # not one that was closed before
+            found.reconfigure(errors="backslashreplace")
+            if unread:
+                setattr(sys, stream, lasting(found))
     code = exit_code(name, main, sys.argv[1:])
     gc.freeze()  # the interpreter would look through all that jax has made once more, for 0.05 s
     sys.exit(code)
@@ -136,7 +165,7 @@ def exit_code(name: str, main: Callable[[Sequence[str]], int | None], arguments:
             sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        to_nowhere(sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as error:
         print(f"jaxrnn.{name}: {str(error) or 'interrupted'}", file=sys.stderr)

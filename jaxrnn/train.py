@@ -66,7 +66,7 @@ def started(arguments: Sequence[str]) -> int:
 
 def entry() -> None:
     gc.disable()  # until `job.learn`: importing and tracing leave little behind, and looking for it takes 0.15 s
-    command.run("train", main)
+    command.run("train", main, unread=True)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,18 @@ def test_train_prints_progress_a_table_and_its_folder(trained):
     assert {"network", "bag", "majority"} <= {line.split()[0] for line in lines if line.startswith("  ")}
 
 
+@pytest.mark.parametrize(("more", "unbuffered"), [([], "1"), (["-m", "seed=range(5)"], "")], ids=["run", "sweep"])
+def test_training_goes_on_when_nobody_reads_its_output(more, unbuffered):
+    environment = {**os.environ, "PYTHONPATH": str(Path(train.__file__).parent.parent), "PYTHONUNBUFFERED": unbuffered}
+    words = [sys.executable, "-m", "jaxrnn.train", *TINY, *more]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(120) == 0
+    found = [json.loads(path.read_text())["status"] for path in Path("runs").rglob("summary.json")]
+    assert found == ["completed"] * (5 if more else 1)
+
+
 def test_the_run_folder_holds_what_the_contract_names(trained):
     folder, _ = trained
     wanted = "checkpoints config.yaml data_report.json environment.json metrics.csv metrics.jsonl model overrides.json"
