@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from jaxrnn import settings as schema
 from jaxrnn import trackers
 from jaxrnn.errors import ConfigurationError, unknown
-from jaxrnn.refusals import as_it_stands, refusal
+from jaxrnn.refusals import as_it_stands, refusing
 from jaxrnn.settings import Settings
 
 VERSION_BASE = "1.3"
@@ -86,13 +86,9 @@ def opened(config_dir: str | None) -> Iterator[Any]:
 def _compose(loader: Any, overrides: Sequence[str]) -> Any:
     """The DictConfig of these overrides, hydra's own node included."""
     from hydra import compose
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
-    try:
+    with refusing(loader, overrides):
         return compose("config", overrides=list(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise refusal(error, loader, overrides) from error
 
 
 def tuned(overrides: Sequence[str]) -> list[str]:
@@ -152,26 +148,23 @@ def composed(loader: Any, given: Sequence[str]) -> Composed:
 def checked(loader: Any, found: Composed, config_dir: str | None = None) -> Settings:
     """The settings, or a ConfigurationError for what is not allowed."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     config, overrides, default = found
     hydra, choices = config.hydra, config.hydra.runtime.choices
     if choices["hydra/sweeper"] not in SWEEPERS:
         raise ConfigurationError(unknown("hydra/sweeper", choices["hydra/sweeper"], SWEEPERS))
-    try:
+    with refusing(loader, overrides):
         keys = [key for key in config if key != "hydra"]
         tree = {key: config[key] for key in keys}
         tree = {k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in tree.items()}
-    except OmegaConfBaseException as error:
-        raise refusal(error, loader, overrides) from error
     tree.setdefault("logger", {})  # logger=[] leaves no node
-    explicit = any(line.lstrip("+").startswith("hydra.run.dir=") for line in hydra.overrides.hydra)
+    explicit = any(line.lstrip("+").startswith("hydra.run.dir=") for line in overrides)
     settings = schema.build(
         tree,
         default,
         experiment=choices.get("experiment") or "default",
         overrides=tuple(hydra.overrides.task),
-        directory=directory(hydra.run) if explicit else None,
+        directory=directory(loader, found, "run") if explicit else None,
         config_dir=config_dir,
     )
     for name in settings.logger:
@@ -188,9 +181,10 @@ PLACES = {  # keys of Hydra's that name a folder -> why they do not here, alone 
 }
 
 
-def directory(node: Any) -> str:
-    """The folder that hydra.run or hydra.sweep names; ~ is the user's."""
-    return os.path.expanduser(str(node.dir))
+def directory(loader: Any, found: Composed, kind: str) -> str:
+    """The folder that hydra.run.dir or hydra.sweep.dir names, kind "run" or "sweep"; ~ is the user's."""
+    with refusing(loader, found.overrides):
+        return os.path.expanduser(str(found.config.hydra[kind].dir))
 
 
 def check_places(lines: Iterable[str], multirun: bool) -> None:
@@ -198,7 +192,7 @@ def check_places(lines: Iterable[str], multirun: bool) -> None:
     for line in lines:
         key, _, value = line.lstrip("+").partition("=")
         why = PLACES.get(key, ("", ""))[multirun]
-        if why or (key in PLACES and value.strip("'\"") == ""):
+        if why or (key in PLACES and value.strip("'\"") in ("", "???")):
             raise ConfigurationError(f"{line}: {why or 'expected a folder'}")
 
 

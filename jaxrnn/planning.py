@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jaxrnn import config
 from jaxrnn.errors import ConfigurationError
-from jaxrnn.refusals import refusal
+from jaxrnn.refusals import refusing
 from jaxrnn.settings import Settings
 
 LAUNCHERS = ("basic", "population")  # our own
@@ -50,7 +50,7 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan 
         example, known = first(loader, found, [*launching, *places])
         if example.config.hydra.runtime.choices["hydra/sweeper"] == "optuna":
             return None
-        directory, choices = config.directory(example.config.hydra.sweep) if places else None, []
+        directory, choices = config.directory(loader, example, "sweep") if places else None, []
         for override in found:
             key, line, swept = override.get_key_element(), override.input_line, override.is_sweep_override()
             if swept and (_launches(key) or _places(override)):
@@ -122,12 +122,9 @@ def _launches(key: str) -> bool:
 def parsed(loader: Any, overrides: Sequence[str]) -> list[Any]:
     """Hydra's Override of each line."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
 
-    try:
+    with refusing(loader, overrides):
         return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
-    except HydraException as error:
-        raise refusal(error, loader, overrides) from error
 
 
 def values(loader: Any, override: Any) -> Iterator[Value]:

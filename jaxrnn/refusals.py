@@ -2,12 +2,25 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 from jaxrnn import settings as schema
 from jaxrnn.errors import ConfigurationError, unknown
 
 LAUNCHERS = {"joblib": "hydra-joblib-launcher", "submitit": "hydra-submitit-launcher", "ray": "hydra-ray-launcher"}
+
+
+@contextmanager
+def refusing(loader: Any, overrides: Sequence[str]) -> Iterator[None]:
+    """Inside, what Hydra or OmegaConf raises about these overrides becomes a ConfigurationError."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise refusal(error, loader, overrides) from error
 
 
 def refusal(error: BaseException, loader: Any, overrides: Sequence[str]) -> ConfigurationError:

@@ -20,6 +20,7 @@ from jaxrnn import config, planning
 from jaxrnn.allowed import Allowed, one_of, or_null, whole, words
 from jaxrnn.errors import ConfigurationError, unknown
 from jaxrnn.planning import Value
+from jaxrnn.refusals import refusing
 from jaxrnn.settings import Settings, checked
 
 SAMPLERS = ("tpe", "random", "grid", "cmaes")
@@ -77,7 +78,8 @@ def search(overrides: Sequence[str], *, config_dir: str | None = None) -> Iterat
                 (own if hydras else fixed).append(line)
         composed = config.composed(loader, [*own, *fixed])
         hydra = composed.config.hydra
-        options = cast(dict, OmegaConf.to_container(hydra.sweeper, resolve=True))
+        with refusing(loader, overrides):
+            options = cast(dict, OmegaConf.to_container(hydra.sweeper, resolve=True))
         params = options.pop("params", None) or {}
         if not isinstance(params, dict) or not all(isinstance(value, str | int | float) for value in params.values()):
             raise ConfigurationError(f"hydra.sweeper.params={params!r}: expected key: values, as in cell: gru,lstm")
@@ -110,7 +112,7 @@ def search(overrides: Sequence[str], *, config_dir: str | None = None) -> Iterat
 
         held = [compose(spelled(corner)) for corner in corners(found)]
         explicit = any(line.lstrip("+").startswith("hydra.sweep.dir=") for line in own)
-        directory = config.directory(hydra.sweep) if explicit else None
+        directory = config.directory(loader, composed, "sweep") if explicit else None
         yield Search(directory, launcher, members, options, found, fixed, compose, held[0])
 
 

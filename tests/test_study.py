@@ -127,6 +127,7 @@ REFUSED = {
     "cell=gru,lstm seed=1,2 hydra.sweeper.seeds=2": "seed is chosen",
     "dropout_rate=interval(0,0.5) hydra.sweeper.sampler=grid": "dropout_rate: sampler=grid needs choices",
     "cell=gru,lstm hydra.sweeper.storage=nosuch://there": "hydra.sweeper.storage=nosuch://there",
+    "cell=gru,lstm hydra.sweeper.storage=${oc.env:NOPE}/x": "hydra.sweeper.storage: ",
     "cell=gru,lstm hydra/launcher=nosuch": "nosuch",
     "cell=gru,lstm hydra.sweeper.params=3": "hydra.sweeper.params=3",
 }
