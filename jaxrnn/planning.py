@@ -128,14 +128,18 @@ def parsed(loader: Any, overrides: Sequence[str]) -> list[Any]:
 
 
 def values(loader: Any, override: Any) -> Iterator[Value]:
-    """The words that a swept word stands for."""
+    """The words that a swept word stands for; ConfigurationError where it has none, as range(0,3,0)."""
     from hydra.core.override_parser.types import Transformer
+    from hydra.errors import HydraException
 
     key = override.get_key_element()
     plain = not key.startswith(("+", "~")) and "@" not in key and not loader.get_group_options(key)
-    for value in override.sweep_iterator():
-        line = f"{key}={Transformer.str(value)}"
-        yield Value(line, key, value if plain and type(value) in (int, float) else None)
+    try:
+        for value in override.sweep_iterator():
+            line = f"{key}={Transformer.str(value)}"
+            yield Value(line, key, value if plain and type(value) in (int, float) else None)
+    except (HydraException, ValueError) as error:
+        raise ConfigurationError(f"{override.input_line}: {error}") from error
 
 
 Known = dict[tuple[str, ...], config.Composed | ConfigurationError]  # words, a number's its key -> what they compose

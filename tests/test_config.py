@@ -264,6 +264,8 @@ def test_a_thousand_jobs_are_composed_once_for_each_choice(monkeypatch):
         ("seeed=range(1000)", "seed"),
         ("seed=range(0)", "at least one value"),
         ("seed=range(3,1)", "at least one value"),
+        ("seed=range(0,3,0)", "seed=range(0,3,0): "),
+        ("dropout_rate=range(0,0.5,0)", "dropout_rate=range(0,0.5,0): "),
         ("seed=1,2,-3", "job 2"),
         ("seed=range(5", "cannot read"),
         ("dropout_rate=interval(0,1)", "hydra/sweeper=optuna"),
