@@ -128,11 +128,16 @@ def parsed(loader: Any, overrides: Sequence[str]) -> list[Any]:
 
 
 def values(loader: Any, override: Any) -> Iterator[Value]:
-    """The words that a swept word stands for; ConfigurationError where it has none, as range(0,3,0)."""
+    """The words that a swept word stands for; ConfigurationError where it has none, as range(0,3,0).
+
+    In order even where they are to be shuffled: the same command plans the same jobs.
+    """
     from hydra.core.override_parser.types import Transformer
     from hydra.errors import HydraException
 
     key = override.get_key_element()
+    if hasattr(sweep := override.value(), "shuffle"):
+        sweep.shuffle = False
     plain = not key.startswith(("+", "~")) and "@" not in key and not loader.get_group_options(key)
     try:
         for value in override.sweep_iterator():

@@ -172,6 +172,11 @@ def test_a_sweep_is_every_combination_the_last_key_turning_fastest():
     assert jobs[2].overrides == ("cell=gru", "seed=0", "epochs=3")
 
 
+@pytest.mark.parametrize("line", ["seed=shuffle(range(9))", "seed=shuffle(0,1,2,3,4,5,6,7,8)"])
+def test_a_shuffled_sweep_is_the_same_again(line):
+    assert [job.seed for job in planning.planned([line]).jobs] == list(range(9))
+
+
 def test_a_sweep_names_all_its_bad_jobs_before_any_starts():
     with pytest.raises(ConfigurationError) as refused:
         planning.planned(["cell=gru,lstm", "optimizer.learning_rate=0.1,oops"])
