@@ -6,10 +6,11 @@ numbers are then set in what was composed, as Hydra sets them, and each job is c
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from jaxrnn import config
+from jaxrnn import config, results
 from jaxrnn.errors import ConfigurationError
 from jaxrnn.refusals import refusing
 from jaxrnn.settings import Settings
@@ -50,6 +51,8 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan 
         example, known = first(loader, found, [*launching, *places])
         if example.config.hydra.runtime.choices["hydra/sweeper"] == "optuna":
             return None
+        if (count := counted(loader, found)) > results.MOST_RUNS:
+            raise ConfigurationError(f"the sweep has {count:,} jobs, expected at most {results.MOST_RUNS:,}")
         directory, choices = config.directory(loader, example, "sweep") if places else None, []
         for override in found:
             key, line, swept = override.get_key_element(), override.input_line, override.is_sweep_override()
@@ -145,6 +148,21 @@ def values(loader: Any, override: Any) -> Iterator[Value]:
             yield Value(line, key, value if plain and type(value) in (int, float) else None)
     except (HydraException, ValueError) as error:
         raise ConfigurationError(f"{override.input_line}: {error}") from error
+
+
+def counted(loader: Any, overrides: Sequence[Any]) -> float:
+    """How many jobs a sweep has, before any is planned."""
+    from hydra.core.override_parser.types import RangeSweep
+
+    def length(override: Any) -> float:
+        sweep = override.value()
+        if not isinstance(sweep, RangeSweep):
+            return len(list(values(loader, override)))
+        start, stop, step = cast(Any, (sweep.start, sweep.stop, sweep.step or 1))
+        steps = (stop - start) / step
+        return max(0, math.ceil(steps) if math.isfinite(steps) else steps)
+
+    return math.prod(length(override) for override in overrides if override.is_discrete_sweep())
 
 
 Known = dict[tuple[str, ...], config.Composed | ConfigurationError]  # words, a number's its key -> what they compose

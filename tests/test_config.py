@@ -177,6 +177,12 @@ def test_a_shuffled_sweep_is_the_same_again(line):
     assert [job.seed for job in planning.planned([line]).jobs] == list(range(9))
 
 
+def test_jobs_are_counted_before_they_are_made():
+    with pytest.raises(ConfigurationError, match="the sweep has 300,006 jobs"):
+        planning.planned(["seed=range(50001)", "cell=vanilla,gru,lstm", "dropout_rate=range(0,0.5,0.25)"])
+    assert planning.planned(["hydra/sweeper=optuna", "seed=range(1000000)"]) is None
+
+
 def test_a_sweep_names_all_its_bad_jobs_before_any_starts():
     with pytest.raises(ConfigurationError) as refused:
         planning.planned(["cell=gru,lstm", "optimizer.learning_rate=0.1,oops"])
@@ -271,6 +277,8 @@ def test_a_thousand_jobs_are_composed_once_for_each_choice(monkeypatch):
         ("seed=range(3,1)", "at least one value"),
         ("seed=range(0,3,0)", "seed=range(0,3,0): "),
         ("dropout_rate=range(0,0.5,0)", "dropout_rate=range(0,0.5,0): "),
+        ("seed=range(100000000)", "the sweep has 100,000,000 jobs, expected at most 100,000"),
+        ("dropout_rate=range(0,inf)", "inf jobs"),
         ("seed=1,2,-3", "job 2"),
         ("seed=range(5", "cannot read"),
         ("dropout_rate=interval(0,1)", "hydra/sweeper=optuna"),
