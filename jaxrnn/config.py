@@ -7,6 +7,7 @@ is an exception, not an exit. Hydra is imported late, since --help does without 
 import argparse
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from jaxrnn.settings import Settings
 
 VERSION_BASE = "1.3"
 LARGEST_YAML = 1 << 16  # bytes of a member of the user's own
+PLAIN = re.compile(r"[\w.+-]+")  # a word that stands for itself, unless it is a number
 SWEEPERS = ("basic", "optuna")
 
 
@@ -182,9 +184,15 @@ PLACES = {  # keys of Hydra's that name a folder -> why they do not here, alone 
 
 
 def directory(loader: Any, found: Composed, kind: str) -> str:
-    """The folder that hydra.run.dir or hydra.sweep.dir names, kind "run" or "sweep"; ~ is the user's."""
+    """The folder that hydra.run.dir or hydra.sweep.dir names, kind "run" or "sweep"; ~ is the user's.
+
+    A plain word is taken as it was typed: Hydra makes 20261126 of 2026_11_26.
+    """
     with refusing(loader, found.overrides):
-        return os.path.expanduser(str(found.config.hydra[kind].dir))
+        value = str(found.config.hydra[kind].dir)
+    words = (line.lstrip("+").partition("=") for line in found.overrides)
+    typed = [text.strip() for key, _, text in words if key == f"hydra.{kind}.dir"]
+    return os.path.expanduser(typed[-1] if typed and PLAIN.fullmatch(typed[-1]) else value)
 
 
 def check_places(lines: Iterable[str], multirun: bool) -> None:

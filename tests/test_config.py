@@ -303,3 +303,9 @@ def test_a_sweep_over_nothing_or_an_unknown_key_is_refused(line, says):
 def test_a_folder_may_be_forced_as_any_word_of_hydras():
     assert planning.planned(["++hydra.sweep.dir=here", "seed=0,1"]).directory == "here"
     assert config.compose(["++hydra.run.dir=here"]).directory == "here"
+
+
+@pytest.mark.parametrize("name", ["2026_11_26", "1e5", "true", "007"])
+def test_a_folder_is_called_as_it_was_typed(name):
+    assert config.compose([f"hydra.run.dir={name}"]).directory == name
+    assert planning.planned([f"hydra.sweep.dir={name}", "seed=0,1"]).directory == name
