@@ -147,8 +147,8 @@ def composed(loader: Any, given: Sequence[str]) -> Composed:
     return Composed(config, overrides, default)
 
 
-def checked(loader: Any, found: Composed, config_dir: str | None = None) -> Settings:
-    """The settings, or a ConfigurationError for what is not allowed."""
+def checked(loader: Any, found: Composed, config_dir: str | None = None, directory: str | None = None) -> Settings:
+    """The settings, or a ConfigurationError for what is not allowed; `directory` is where the run is to be."""
     from omegaconf import OmegaConf
 
     config, overrides, default = found
@@ -160,13 +160,12 @@ def checked(loader: Any, found: Composed, config_dir: str | None = None) -> Sett
         tree = {key: config[key] for key in keys}
         tree = {k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in tree.items()}
     tree.setdefault("logger", {})  # logger=[] leaves no node
-    explicit = any(line.lstrip("+").startswith("hydra.run.dir=") for line in overrides)
     settings = schema.build(
         tree,
         default,
         experiment=choices.get("experiment") or "default",
         overrides=tuple(hydra.overrides.task),
-        directory=directory(loader, found, "run") if explicit else None,
+        directory=directory,
         config_dir=config_dir,
     )
     for name in settings.logger:
@@ -183,13 +182,16 @@ PLACES = {  # keys of Hydra's that name a folder -> why they do not here, alone 
 }
 
 
-def directory(loader: Any, found: Composed, kind: str) -> str:
+def directory(loader: Any, found: Composed, kind: str) -> str | None:
     """The folder that hydra.run.dir or hydra.sweep.dir names, kind "run" or "sweep"; ~ is the user's.
 
-    A plain word is taken as it was typed: Hydra makes 20261126 of 2026_11_26.
+    None where neither the command line nor a yaml of the user's names one. A plain word is taken as it was typed:
+    Hydra makes 20261126 of 2026_11_26.
     """
     with refusing(loader, found.overrides):
         value = str(found.config.hydra[kind].dir)
+    if not value:
+        return None
     words = (line.lstrip("+").partition("=") for line in found.overrides)
     typed = [text.strip() for key, _, text in words if key == f"hydra.{kind}.dir"]
     return os.path.expanduser(typed[-1] if typed and PLAIN.fullmatch(typed[-1]) else value)
@@ -212,7 +214,8 @@ def compose(overrides: Sequence[str], *, config_dir: str | None = None) -> Setti
     """
     check_places(overrides, multirun=False)
     with opened(config_dir) as loader:
-        settings = checked(loader, composed(loader, overrides), config_dir)
+        found = composed(loader, overrides)
+        settings = checked(loader, found, config_dir, directory(loader, found, "run"))
     for group in ("hydra/launcher", "hydra/sweeper"):
         if any(line.startswith(f"{group}=") for line in overrides):
             raise ConfigurationError(f"{group} says who chooses or runs the jobs of a sweep: add -m")

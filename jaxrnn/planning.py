@@ -53,7 +53,7 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan 
             return None
         if (count := counted(loader, found)) > results.MOST_RUNS:
             raise ConfigurationError(f"the sweep has {count:,} jobs, expected at most {results.MOST_RUNS:,}")
-        directory, choices = config.directory(loader, example, "sweep") if places else None, []
+        directory, choices = config.directory(loader, example, "sweep"), []
         for override in found:
             key, line, swept = override.get_key_element(), override.input_line, override.is_sweep_override()
             if swept and (_launches(key) or _places(override)):

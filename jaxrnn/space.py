@@ -111,8 +111,7 @@ def search(overrides: Sequence[str], *, config_dir: str | None = None) -> Iterat
             return made
 
         held = [compose(spelled(corner)) for corner in corners(found)]
-        explicit = any(line.lstrip("+").startswith("hydra.sweep.dir=") for line in own)
-        directory = config.directory(loader, composed, "sweep") if explicit else None
+        directory = config.directory(loader, composed, "sweep")
         yield Search(directory, launcher, members, options, found, fixed, compose, held[0])
 
 

@@ -309,3 +309,19 @@ def test_a_folder_may_be_forced_as_any_word_of_hydras():
 def test_a_folder_is_called_as_it_was_typed(name):
     assert config.compose([f"hydra.run.dir={name}"]).directory == name
     assert planning.planned([f"hydra.sweep.dir={name}", "seed=0,1"]).directory == name
+
+
+def own(folder, lines):
+    """A folder of the user's own whose experiment=mine says that about hydra."""
+    (folder / "experiment").mkdir()
+    text = "".join(f"  {line}\n" for line in lines)
+    (folder / "experiment" / "mine.yaml").write_text(f"# @package _global_\nhydra:\n{text}")
+    return str(folder)
+
+
+def test_a_yaml_of_ones_own_may_name_the_folder(tmp_path):
+    folder = own(tmp_path, ["run: {dir: 'of/${cell.name}'}", "sweep: {dir: swept}"])
+    assert config.compose(["experiment=mine", "cell=gru"], config_dir=folder).directory == "of/gru"
+    assert config.compose(["experiment=mine", "hydra.run.dir=here"], config_dir=folder).directory == "here"
+    plan = planning.planned(["experiment=mine", "seed=0,1"], config_dir=folder)
+    assert (plan.directory, {job.directory for job in plan.jobs}) == ("swept", {None})

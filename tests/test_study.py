@@ -493,6 +493,14 @@ def test_a_yaml_of_the_users_may_hold_the_search(tmp_path, quick):
     assert runner.told == {str(tmp_path / "mine")}
 
 
+def test_a_yaml_of_the_users_may_name_the_folder_of_a_study(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nhydra: {sweep: {dir: of a study}}\n")
+    words = ["hydra/sweeper=optuna", "experiment=mine", "cell=gru,lstm"]
+    with space.search(words, config_dir=str(tmp_path)) as found:
+        assert found.directory == "of a study"
+
+
 def processes(count, *arguments):
     """So many processes that train at once, each its output collected when it is waited for."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(Path("cache").resolve())}
