@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from jaxrnn import settings as schema
 from jaxrnn import trackers
@@ -195,6 +195,14 @@ def directory(loader: Any, found: Composed, kind: str) -> str | None:
     words = (line.lstrip("+").partition("=") for line in found.overrides)
     typed = [text.strip() for key, _, text in words if key == f"hydra.{kind}.dir"]
     return os.path.expanduser(typed[-1] if typed and PLAIN.fullmatch(typed[-1]) else value)
+
+
+def plain(loader: Any, found: Composed, part: str) -> dict[str, Any]:
+    """A part of hydra's own node, "sweeper", as plain values."""
+    from omegaconf import OmegaConf
+
+    with refusing(loader, found.overrides):
+        return cast(dict, OmegaConf.to_container(found.config.hydra[part], resolve=True))
 
 
 def check_places(lines: Iterable[str], multirun: bool) -> None:

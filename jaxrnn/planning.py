@@ -51,6 +51,7 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan 
         example, known = first(loader, found, [*launching, *places])
         if example.config.hydra.runtime.choices["hydra/sweeper"] == "optuna":
             return None
+        found += added(loader, config.plain(loader, example, "sweeper").get("params"), found)
         if (count := counted(loader, found)) > results.MOST_RUNS:
             raise ConfigurationError(f"the sweep has {count:,} jobs, expected at most {results.MOST_RUNS:,}")
         directory, choices = config.directory(loader, example, "sweep"), []
@@ -128,6 +129,15 @@ def parsed(loader: Any, overrides: Sequence[str]) -> list[Any]:
 
     with refusing(loader, overrides):
         return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+
+
+def added(loader: Any, params: Any, given: Sequence[Any]) -> list[Any]:
+    """The Overrides of hydra.sweeper.params, but for keys that the command line has."""
+    params = params or {}
+    if not isinstance(params, dict) or not all(isinstance(value, str | int | float) for value in params.values()):
+        raise ConfigurationError(f"hydra.sweeper.params={params!r}: expected key: values, as in cell: gru,lstm")
+    keys = {override.get_key_element() for override in given}
+    return parsed(loader, [f"{key}={value}" for key, value in params.items() if key not in keys])
 
 
 def values(loader: Any, override: Any) -> Iterator[Value]:

@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from importlib.util import find_spec
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from jaxrnn import config, planning
 from jaxrnn.allowed import Allowed, one_of, or_null, whole, words
 from jaxrnn.errors import ConfigurationError, unknown
 from jaxrnn.planning import Value
-from jaxrnn.refusals import refusing
 from jaxrnn.settings import Settings, checked
 
 SAMPLERS = ("tpe", "random", "grid", "cmaes")
@@ -59,8 +58,6 @@ class Search(NamedTuple):
 @contextmanager
 def search(overrides: Sequence[str], *, config_dir: str | None = None) -> Iterator[Search]:
     """The study that hydra/sweeper=optuna asks for. Every choice and both ends of every range are composed first."""
-    from omegaconf import OmegaConf
-
     if find_spec("optuna") is None:
         raise ConfigurationError("hydra/sweeper=optuna needs Optuna, which is not installed: pip install 'optuna>=5'")
     with config.opened(config_dir) as loader:
@@ -77,19 +74,13 @@ def search(overrides: Sequence[str], *, config_dir: str | None = None) -> Iterat
             else:
                 (own if hydras else fixed).append(line)
         composed = config.composed(loader, [*own, *fixed])
-        hydra = composed.config.hydra
-        with refusing(loader, overrides):
-            options = cast(dict, OmegaConf.to_container(hydra.sweeper, resolve=True))
-        params = options.pop("params", None) or {}
-        if not isinstance(params, dict) or not all(isinstance(value, str | int | float) for value in params.values()):
-            raise ConfigurationError(f"hydra.sweeper.params={params!r}: expected key: values, as in cell: gru,lstm")
-        given = {override.get_key_element() for override in planning.parsed(loader, fixed)} | set(swept)
-        added = [f"{key}={value}" for key, value in params.items() if key not in given]
-        for line, override in zip(added, planning.parsed(loader, added), strict=True):
+        options = config.plain(loader, composed, "sweeper")
+        given = planning.parsed(loader, fixed)
+        for override in planning.added(loader, options.pop("params", None), [*given, *swept.values()]):
             if override.is_sweep_override():
                 swept[override.get_key_element()] = override
             else:
-                fixed.append(line)
+                fixed.append(override.input_line)
         launcher, members = composed.launcher
         if launcher not in planning.LAUNCHERS:
             raise ConfigurationError(unknown("hydra/launcher", launcher, planning.LAUNCHERS))

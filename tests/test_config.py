@@ -325,3 +325,11 @@ def test_a_yaml_of_ones_own_may_name_the_folder(tmp_path):
     assert config.compose(["experiment=mine", "hydra.run.dir=here"], config_dir=folder).directory == "here"
     plan = planning.planned(["experiment=mine", "seed=0,1"], config_dir=folder)
     assert (plan.directory, {job.directory for job in plan.jobs}) == ("swept", {None})
+
+
+def test_a_yaml_of_ones_own_may_hold_the_sweep(tmp_path):
+    folder = own(tmp_path, ["sweeper: {params: {cell: 'gru,lstm', seed: 'range(2)', epochs: 3}}"])
+    plan = planning.planned(["experiment=mine", "seed=5"], config_dir=folder)
+    assert [job.overrides[1:] for job in plan.jobs] == [("seed=5", f"cell={c}", "epochs=3") for c in ("gru", "lstm")]
+    words = planning.planned(['+hydra.sweeper.params.seed="1,2"', "+hydra.sweeper.params={epochs:3}"])
+    assert [(job.seed, job.epochs) for job in words.jobs] == [(1, 3), (2, 3)]
