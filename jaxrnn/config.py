@@ -133,6 +133,7 @@ def composed(loader: Any, given: Sequence[str]) -> Composed:
     """These overrides over conf/, and what is tuned for their data set."""
     overrides = [*tuned(given), *given]
     config = _compose(loader, overrides)
+    check_effects(loader, overrides, config)
     choices = config.hydra.runtime.choices
 
     @functools.cache
@@ -145,6 +146,17 @@ def composed(loader: Any, given: Sequence[str]) -> Composed:
         return found
 
     return Composed(config, overrides, default)
+
+
+def check_effects(loader: Any, overrides: Sequence[str], config: Any) -> None:
+    """ConfigurationError for a key of Hydra's that would do nothing here, wherever it was set."""
+    from omegaconf import OmegaConf
+
+    for key, why in IDLE.items():
+        with refusing(loader, overrides):
+            value = OmegaConf.select(config, key)
+        if value:
+            raise ConfigurationError(f"{key}={value}: it has no effect here: {why}")
 
 
 def checked(loader: Any, found: Composed, config_dir: str | None = None, directory: str | None = None) -> Settings:
@@ -179,6 +191,15 @@ PLACES = {  # keys of Hydra's that name a folder -> why they do not here, alone 
     "hydra.run": ("expected hydra.run.dir=DIR",) * 2,
     "hydra.sweep": ("expected hydra.sweep.dir=DIR",) * 2,
     "hydra.sweep.subdir": ("it is of sweeps, and there job n is in the folder n",) * 2,
+}
+
+
+IDLE = {  # keys of Hydra's, off in conf/ -> what there is in their place
+    "hydra.job.chdir": "a run changes no folder, its own is hydra.run.dir=DIR",
+    "hydra.output_subdir": "the settings are in config.yaml of the run's folder",
+    "hydra.sweeper.max_batch_size": "jobs are not run in batches",
+    "hydra.mode": "-m asks for a sweep",
+    "hydra.verbose": "logger= says what is printed",
 }
 
 
@@ -225,7 +246,7 @@ def compose(overrides: Sequence[str], *, config_dir: str | None = None) -> Setti
         found = composed(loader, overrides)
         settings = checked(loader, found, config_dir, directory(loader, found, "run"))
     for group in ("hydra/launcher", "hydra/sweeper"):
-        if any(line.startswith(f"{group}=") for line in overrides):
+        if any(line.lstrip("+").startswith((f"{group}=", f"{group.replace('/', '.')}.")) for line in overrides):
             raise ConfigurationError(f"{group} says who chooses or runs the jobs of a sweep: add -m")
     return settings
 

@@ -78,6 +78,11 @@ REFUSED = {
     "head=every": ["head=every", "one label per text"],
     "hydra/launcher=nosuch": ["hydra/launcher 'nosuch'", "basic"],
     "hydra.job.chdir=foo": ["hydra.job.chdir", "bool"],
+    "hydra.job.chdir=true": ["hydra.job.chdir=True", "no effect here"],
+    "hydra.output_subdir=x": ["hydra.output_subdir=x", "no effect here"],
+    "hydra.mode=MULTIRUN": ["-m asks for a sweep"],
+    "hydra.verbose=true": ["no effect here"],
+    "+hydra.sweeper.params.seed=1": ["hydra/sweeper", "add -m"],
     "resume=perhaps": ["resume='perhaps'", "auto, must, never"],
     "resume_allow=seed": ["resume_allow='seed'", "list"],
     "checkpoint.every_steps=0": ["checkpoint.every_steps=0", "at least 1"],
@@ -290,6 +295,7 @@ def test_a_thousand_jobs_are_composed_once_for_each_choice(monkeypatch):
         ("hydra.sweep.dir=''", "expected a folder"),
         ("hydra.sweep.dir=${nope}", "hydra.sweep.dir: Interpolation key 'nope' not found"),
         ("hydra.sweep.subdir=x", "job n is in the folder n"),
+        ("hydra.sweeper.max_batch_size=2", "no effect here"),
         ("hydra.launcher.members=2", "hydra/launcher=population has it"),
         ("hydra.sweeper.n_trials=2", "hydra/sweeper=optuna has it"),
     ],
@@ -333,3 +339,9 @@ def test_a_yaml_of_ones_own_may_hold_the_sweep(tmp_path):
     assert [job.overrides[1:] for job in plan.jobs] == [("seed=5", f"cell={c}", "epochs=3") for c in ("gru", "lstm")]
     words = planning.planned(['+hydra.sweeper.params.seed="1,2"', "+hydra.sweeper.params={epochs:3}"])
     assert [(job.seed, job.epochs) for job in words.jobs] == [(1, 3), (2, 3)]
+
+
+def test_a_yaml_of_ones_own_says_nothing_that_is_not_done(tmp_path):
+    folder = own(tmp_path, ["job: {chdir: true}"])
+    with pytest.raises(ConfigurationError, match="no effect here"):
+        config.compose(["experiment=mine"], config_dir=folder)
