@@ -45,7 +45,7 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan 
     """
     config.check_places(overrides, multirun=True)
     with config.opened(config_dir) as loader:
-        found = parsed(loader, overrides)
+        check_once(found := parsed(loader, overrides))
         launching = [override.input_line for override in found if _launches(override.get_key_element())]
         places = [override.input_line for override in found if _places(override) and not override.is_sweep_override()]
         example, known = first(loader, found, [*launching, *places])
@@ -129,6 +129,16 @@ def parsed(loader: Any, overrides: Sequence[str]) -> list[Any]:
 
     with refusing(loader, overrides):
         return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+
+
+def check_once(overrides: Sequence[Any]) -> None:
+    """ConfigurationError for a key with several values that another word is about too; else the last word counts."""
+    keys = [override.get_key_element().lstrip("+~") for override in overrides]
+    for key, override in zip(keys, overrides, strict=True):
+        if override.is_sweep_override() and keys.count(key) > 1:
+            raise ConfigurationError(
+                f"{override.input_line}: {key} is given twice; expected all its values in one word"
+            )
 
 
 def added(loader: Any, params: Any, given: Sequence[Any]) -> list[Any]:

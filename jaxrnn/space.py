@@ -64,7 +64,8 @@ def search(overrides: Sequence[str], *, config_dir: str | None = None) -> Iterat
         fixed: list[str] = []
         own: list[str] = []
         swept: dict[str, Any] = {}
-        for line, override in zip(overrides, planning.parsed(loader, overrides), strict=True):
+        planning.check_once(words := planning.parsed(loader, overrides))
+        for line, override in zip(overrides, words, strict=True):
             key = override.get_key_element()
             hydras = key.lstrip("+").startswith(("hydra/", "hydra."))
             if override.is_sweep_override():

@@ -177,6 +177,13 @@ def test_a_sweep_is_every_combination_the_last_key_turning_fastest():
     assert jobs[2].overrides == ("cell=gru", "seed=0", "epochs=3")
 
 
+@pytest.mark.parametrize("line", ["seed=0,1 seed=2,3", "seed=0,1 seed=5", "cell=gru +cell=lstm,vanilla"])
+@pytest.mark.parametrize("sweeper", ["basic", "optuna"])
+def test_a_swept_key_is_given_once(line, sweeper):
+    with pytest.raises(ConfigurationError, match="is given twice"):
+        planning.planned([f"hydra/sweeper={sweeper}", *line.split()])
+
+
 @pytest.mark.parametrize("line", ["seed=shuffle(range(9))", "seed=shuffle(0,1,2,3,4,5,6,7,8)"])
 def test_a_shuffled_sweep_is_the_same_again(line):
     assert [job.seed for job in planning.planned([line]).jobs] == list(range(9))
@@ -235,7 +242,7 @@ LISTS = [
     ["dataset=sst2", "dataset.train=sentences,phrases", "hidden_size=32,64"],  # with what is tuned for it
     ["clip_global_norm=null,1,2.5", "schedule.warmup_steps=0,5", "bidirectional=true,false"],
     ["experiment=notes", "seed=1,2", "epochs=7", "optimizer.learning_rate=0.1,0.2"],
-    ["seed=1,2", "seed=5"],
+    ["epochs=1", "seed=1,2", "epochs=2"],  # the last word counts
     ["initializer={recurrent:notes,input:zeros,readout:zeros,embedding:zeros}", "seed=3,4"],
     ["seed=1,2", "epochs=${seed}"],
     ["logger=[jsonl],[csv]", "patience=2,3"],

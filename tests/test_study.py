@@ -107,6 +107,7 @@ def test_every_choice_and_both_ends_are_corners_and_a_grid_has_every_point():
 
 REFUSED = {
     "hidden_size=8": "nothing to choose",
+    "cell=gru,lstm cell=vanilla": "cell is given twice",
     "hidden_size=range(5,5)": "nothing lies between",
     "dropout_rate=interval(0.5,0.1)": "nothing lies between",
     "dropout_rate=tag(log,interval(0,0.5))": "a start above 0",
