@@ -27,7 +27,8 @@ def axis(values: Iterable[str]) -> Axis:
     """Few values, or words, at equal distances; many numbers to scale, a logarithmic one where they span much."""
     distinct = sorted(set(values), key=natural)
     numbers = [number for number in map(as_number, distinct) if number is not None]
-    if len(distinct) <= MOST_PLACES or len(numbers) < len(distinct):
+    spans = bool(numbers) and 0 < numbers[-1] - numbers[0] < math.inf
+    if len(distinct) <= MOST_PLACES or len(numbers) < len(distinct) or not spans:
         place = {value: (i + 0.5) / len(distinct) for i, value in enumerate(distinct)}
         step = math.ceil(len(distinct) / MOST_PLACES)
         return Axis(place, [(place[value], printable(value, 14)) for value in distinct[::step]])

@@ -323,6 +323,12 @@ def test_the_page_needs_no_network_and_escapes_everything(tmp_path, capsys):
     assert "nan" not in page
 
 
+def test_numbers_without_a_span_stand_at_equal_distances():
+    for values in (["1" + "0" * n + "e-" + str(n) for n in range(12)], ["-1e308", *map(str, range(10)), "1e308"]):
+        found = reportpage.axis(values)
+        assert sorted(found.place) == sorted(set(values)) and all(0 < place < 1 for place in found.place.values())
+
+
 def test_axes_keep_words_apart_and_numbers_to_scale():
     few = reportpage.axis(["1e-3", "0.1", "0.01"])
     assert few.place == pytest.approx({"1e-3": 1 / 6, "0.01": 0.5, "0.1": 5 / 6})
