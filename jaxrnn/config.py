@@ -126,6 +126,8 @@ class Composed(NamedTuple):
             raise ConfigurationError(
                 f"hydra.launcher.members={members!r}: expected auto, or how many jobs train at once in one program"
             )
+        if name == "joblib" and self.config.hydra.launcher.n_jobs == 0:
+            raise ConfigurationError("hydra.launcher.n_jobs=0: expected at least 1, or -1 for all cores")
         return name, members if isinstance(members, int) else None
 
 

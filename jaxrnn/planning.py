@@ -69,7 +69,9 @@ def planned(overrides: Sequence[str], *, config_dir: str | None = None) -> Plan 
                     raise ConfigurationError(f"{line}: expected at least one value to sweep over, found none")
             elif not _launches(key):
                 choices.append([Value(line)])
-        (launcher, members), jobs, refused = example.launcher, [], []
+        jobs, refused = [], []
+        with refusing(loader, launching):
+            launcher, members = example.launcher
         for number, made in enumerate(settings(loader, itertools.product(*choices), known, config_dir)):
             if not isinstance(made, Settings):
                 refused.append(f"job {number} ({' '.join(made[0])}): {made[1]}")

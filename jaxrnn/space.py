@@ -20,6 +20,7 @@ from jaxrnn import config, planning
 from jaxrnn.allowed import Allowed, one_of, or_null, whole, words
 from jaxrnn.errors import ConfigurationError, unknown
 from jaxrnn.planning import Value
+from jaxrnn.refusals import refusing
 from jaxrnn.settings import Settings, checked
 
 SAMPLERS = ("tpe", "random", "grid", "cmaes")
@@ -82,7 +83,8 @@ def search(overrides: Sequence[str], *, config_dir: str | None = None) -> Iterat
                 swept[override.get_key_element()] = override
             else:
                 fixed.append(override.input_line)
-        launcher, members = composed.launcher
+        with refusing(loader, own):
+            launcher, members = composed.launcher
         if launcher not in planning.LAUNCHERS:
             raise ConfigurationError(unknown("hydra/launcher", launcher, planning.LAUNCHERS))
         options = checked("hydra.sweeper", {"hydra.sweeper": options}, OPTIONS)

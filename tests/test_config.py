@@ -177,6 +177,14 @@ def test_a_sweep_is_every_combination_the_last_key_turning_fastest():
     assert jobs[2].overrides == ("cell=gru", "seed=0", "epochs=3")
 
 
+def test_a_launcher_is_given_what_it_can_use():
+    with pytest.raises(ConfigurationError, match="'nope' not found"):
+        planning.planned(["hydra/launcher=population", "hydra.launcher.members=${nope}", "seed=0,1"])
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    with pytest.raises(ConfigurationError, match="n_jobs=0: expected at least 1"):
+        planning.planned(["hydra/launcher=joblib", "hydra.launcher.n_jobs=0", "seed=0,1"])
+
+
 @pytest.mark.parametrize("line", ["seed=0,1 seed=2,3", "seed=0,1 seed=5", "cell=gru +cell=lstm,vanilla"])
 @pytest.mark.parametrize("sweeper", ["basic", "optuna"])
 def test_a_swept_key_is_given_once(line, sweeper):
