@@ -25,7 +25,7 @@ import numpy as np
 from jaxrnn.errors import ArtefactError, StorageError
 from jaxrnn.packing import Piece, arrays, packed
 
-OF_A_RUN = "another place is hydra.run.dir=DIR"  # where a run cannot be written
+OF_A_RUN = "another place is hydra.run.dir=DIR, of a sweep hydra.sweep.dir=DIR"  # where a run cannot be written
 LARGEST_JSON = 64 << 20  # bytes of a JSON file that is worth parsing
 STEP = re.compile(r"step_(0|[1-9]\d{0,17})")
 COMPARED = 1 << 18  # bytes at a time, which stay in the cache of a core

@@ -437,6 +437,12 @@ def test_a_dry_run_of_many_jobs_looks_at_their_rows_and_devices_once_for_each_gr
     assert [path.name for path in tmp_path.iterdir()] == ["good.tsv"]
 
 
+def test_a_sweep_that_cannot_be_written_is_told_a_word_for_another_place(capsys):
+    Path("file").write_text("")
+    code, _, err = call("-m", *TINY, "seed=0,1", "hydra.sweep.dir=file/s", capsys=capsys)
+    assert code == 7 and "of a sweep hydra.sweep.dir=DIR" in err[0]
+
+
 def test_the_folder_of_a_sweep_may_have_any_name(capsys):
     line = ["-m", *TINY, "seed=0,1", "epochs=1"]
     assert call(*line, "hydra.sweep.dir=latest", capsys=capsys)[1][-1] == "sweep: latest"
