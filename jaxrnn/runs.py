@@ -17,7 +17,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -227,9 +227,10 @@ def find(run: str, root: Path = ROOT) -> Path:
 def newest(root: Path) -> Path | None:
     """The newest completed run below a folder."""
     for _, path in sorted(_summaries(root, 3), reverse=True):
-        summary = read_json(path)
-        if isinstance(summary, dict) and summary.get("status") == "completed":
-            return path.parent
+        with suppress(ArtefactError):  # a damaged run is not one that was asked for
+            summary = read_json(path)
+            if isinstance(summary, dict) and summary.get("status") == "completed":
+                return path.parent
     return None
 
 

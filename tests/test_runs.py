@@ -162,6 +162,9 @@ def test_latest_is_the_newest_completed(tmp_path):
         runs.write_json(tmp_path / place / "summary.json", {"status": status})
         os.utime(tmp_path / place / "summary.json", ns=(number * 10**9, number * 10**9))
     assert runs.find("latest", tmp_path) == tmp_path / "b/sweep_1/0"
+    (tmp_path / "a" / "damaged").mkdir(parents=True)
+    (tmp_path / "a" / "damaged" / "summary.json").write_text('{"status": "compl')
+    assert runs.find("latest", tmp_path) == tmp_path / "b/sweep_1/0"
     assert runs.find(str(tmp_path / "a/1")) == tmp_path / "a/1"
     with pytest.raises(ArtefactError, match="no completed run"):
         runs.find("latest", tmp_path / "nosuch")
