@@ -82,7 +82,7 @@ def ranked(found: Sequence[Run], by: Sequence[str] | None = None) -> Ranking:
     known = dict.fromkeys([*told, *itertools.chain.from_iterable(values.values())])
     for key in by or ():
         if key not in known:
-            raise ConfigurationError(unknown("key", key, told))
+            raise ConfigurationError(unknown("key", key, known))
 
     def part(run: Run, keys: Sequence[str]) -> tuple[str, ...]:
         return tuple(values[id(run)].get(key, ABSENT) for key in keys)

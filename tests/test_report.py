@@ -222,6 +222,12 @@ def test_runs_of_different_data_are_never_in_one_row(tmp_path, capsys):
     assert json.loads(out)["keys"] == ["cell"]
 
 
+def test_every_key_that_rows_may_go_by_is_named(tmp_path, capsys):
+    recorded(tmp_path / "a", ["cell=gru"])
+    code, _, err = call(tmp_path / "a", "--by", "cel", capsys=capsys)
+    assert code == 2 and all(f" {key}," in err for key in ("cell", "hidden_size", "optimizer.learning_rate"))
+
+
 def test_every_key_of_the_data_parts_rows(tmp_path, capsys):
     for column in ("stars", "topic"):
         for size in (8, 16):
