@@ -15,7 +15,7 @@ from jaxrnn.errors import ConfigurationError, unknown
 from jaxrnn.results import Run
 
 SEED = "seed"
-ABSENT = "(default)"  # the value of a key that a run has no record of
+ABSENT, NONE = "(default)", "–"  # the value of a key that a run has no record of, and of one that it does not have
 # settings that decide no number of a run: they part runs only where they were typed
 SILENT = {"logger", "log_every_steps", "plots", "flow.every_steps", "experiment", "dry_run"}
 SILENT |= {"checkpoint.every_steps", "checkpoint.every_seconds", "checkpoint.keep"}
@@ -85,7 +85,7 @@ def ranked(found: Sequence[Run], by: Sequence[str] | None = None) -> Ranking:
             raise ConfigurationError(unknown("key", key, known))
 
     def part(run: Run, keys: Sequence[str]) -> tuple[str, ...]:
-        return tuple(values[id(run)].get(key, ABSENT) for key in keys)
+        return tuple(values[id(run)].get(key, absent(run)) for key in keys)
 
     def parts(keys: Sequence[str]) -> set[tuple[str, ...]]:
         return {part(run, keys) for run in completed}
@@ -94,8 +94,8 @@ def ranked(found: Sequence[Run], by: Sequence[str] | None = None) -> Ranking:
         """`before`, and those of the keys that tell runs apart which those before them do not."""
         held = list(before)
         for key in keys:
-            typed = {(ABSENT,)} if key not in told else set()
-            if len(parts([key]) - typed) > 1 and len(parts([*held, key])) > len(parts(held)):
+            unsaid = {(ABSENT,), (NONE,)} if key not in told else set()
+            if len(parts([key]) - unsaid) > 1 and len(parts([*held, key])) > len(parts(held)):
                 held.append(key)
         return held
 
@@ -113,6 +113,11 @@ def ranked(found: Sequence[Run], by: Sequence[str] | None = None) -> Ranking:
     rows.sort(key=lambda row: (_best_first(row.valid.mean, row.runs), natural(" ".join(row.values.values()))))
     shared = frozenset.intersection(*(frozenset(run.overrides) for run in found))
     return Ranking(keys, rows, repeated, [run for run in found if run.status != "completed"], shared)
+
+
+def absent(run: Run) -> str:
+    """What stands for a key that is not among those of the run."""
+    return NONE if run.settings else ABSENT
 
 
 def _of_data(key: str, but: Collection[str] = ()) -> bool:

@@ -126,7 +126,7 @@ def as_csv(ranked: Ranking) -> str:
                     "status", "reason", "run"])  # fmt: skip
     for place, run in every:
         known = run.known
-        told = [known.get(key, ranking.ABSENT) for key in keys]
+        told = [known.get(key, ranking.absent(run)) for key in keys]
         lines.writerow([place, *told, run.valid, run.test, run.valid_loss, run.best_epoch, run.seconds,
                         run.status, run.reason, run.folder])  # fmt: skip
     return out.getvalue()

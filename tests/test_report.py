@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -226,6 +227,16 @@ def test_every_key_that_rows_may_go_by_is_named(tmp_path, capsys):
     recorded(tmp_path / "a", ["cell=gru"])
     code, _, err = call(tmp_path / "a", "--by", "cel", capsys=capsys)
     assert code == 2 and all(f" {key}," in err for key in ("cell", "hidden_size", "optimizer.learning_rate"))
+
+
+def test_a_key_that_a_run_does_not_have_is_no_default(tmp_path, capsys):
+    for name, words in (("a", ["optimizer=sgd", "optimizer.momentum=0.9"]), ("b", ["optimizer=sgd"]), ("c", [])):
+        recorded(tmp_path / name, words)
+    made(tmp_path / "d", ["optimizer=sgd"])
+    code, out, _ = call(tmp_path / "*", "--json", "--csv", tmp_path / "t.csv", capsys=capsys)
+    held = {Path(row["runs"][0]["run"]).name: row["values"] for row in json.loads(out)["configurations"]}
+    assert [held[name]["optimizer.momentum"] for name in "abcd"] == ["0.9", "0.0", "–", "(default)"]
+    assert code == 0 and ",–," in (tmp_path / "t.csv").read_text()
 
 
 def test_every_key_of_the_data_parts_rows(tmp_path, capsys):
