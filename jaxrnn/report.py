@@ -8,17 +8,18 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxrnn import command, ranking, results, runs
 from jaxrnn.errors import ArtefactError, JaxrnnError, many
-from jaxrnn.ranking import Mean, Ranking
+from jaxrnn.ranking import Configuration, Mean, Ranking
 from jaxrnn.results import Run
 from jaxrnn.steptable import padded, printable, width
 
 MOST_ROWS, MOST_OTHERS = 40, 20  # lines of a table in a terminal; all of them are in --csv and --json
+MOST_KEYS = 6  # with a column each
 
 
 def text(ranked: Ranking) -> str:
@@ -58,19 +59,32 @@ def _ranked(ranked: Ranking) -> list[str]:
     rows = ranked.configurations
     if not rows:
         return []
-    heads = ["rank", *ranked.keys, "runs", "valid accuracy", "test accuracy"]
-    cells = [
-        [str(place), *(printable(value, 40) for value in row.values.values()), str(len(row.runs)),
-         str(row.valid), str(row.test)]
-        for place, row in enumerate(rows, 1)
-    ]  # fmt: skip
+    wide = len(ranked.keys) > MOST_KEYS
+    counted, measured = ["rank", "runs"], ["valid accuracy", "test accuracy"]
+    heads = [*counted, *measured, "settings"] if wide else ["rank", *ranked.keys, "runs", *measured]
+    told = {key for row in rows for run in row.runs for key in run.values}
+    cells = []
+    for place, row in enumerate(rows, 1):
+        values = [printable(value, 40) for value in row.values.values()]
+        runs, means = str(len(row.runs)), [str(row.valid), str(row.test)]
+        words = printable(" ".join(_words(row, told)), 400)
+        cells.append([str(place), runs, *means, words] if wide else [str(place), *values, runs, *means])
     size = [max(width(line[i]) for line in (heads, *cells)) for i in range(len(heads))]
-    numbers = (0, len(heads) - 3)  # the columns of whole numbers
     head, *lines = [
-        "  " + "  ".join(padded(cell, size[i], right=i in numbers) for i, cell in enumerate(line)).rstrip()
+        "  " + "  ".join(padded(cell, size[i], right=heads[i] in counted) for i, cell in enumerate(line)).rstrip()
         for line in (heads, *cells)
     ]
     return [ranking.NOTE, "", head, *_listed(lines, MOST_ROWS)]
+
+
+def _words(row: Configuration, told: Container[str]) -> list[str]:
+    """What the best run of a row was told of what varies, and what parts it from the others that none was told."""
+    own = row.runs[0].values
+    return [
+        f"{key}={value}"
+        for key, value in row.values.items()
+        if key in own or (key not in told and value not in (ranking.ABSENT, ranking.NONE))
+    ]
 
 
 def found(ranked: Ranking, paired: dict[str, Any] | None) -> dict[str, Any]:

@@ -229,6 +229,21 @@ def test_every_key_that_rows_may_go_by_is_named(tmp_path, capsys):
     assert code == 2 and all(f" {key}," in err for key in ("cell", "hidden_size", "optimizer.learning_rate"))
 
 
+def test_many_keys_that_vary_share_a_column_of_the_text(tmp_path, capsys):
+    words = ["cell=gru", "hidden_size=8", "layers=2", "epochs=3", "batch_size=16", "patience=1", "dropout_rate=0.1"]
+    for number, word in enumerate(words):
+        recorded(tmp_path / str(number), [word, "seed=1"], 0.1 * number)
+    _, out, _ = call(tmp_path / "*", "--csv", tmp_path / "t.csv", capsys=capsys)
+    lines = out.splitlines()
+    head = next(n for n, line in enumerate(lines) if line.startswith("  rank"))
+    assert lines[head].split() == ["rank", "runs", *["valid", "accuracy", "test", "accuracy"], "settings"]
+    assert [line.split()[-1] for line in lines[head + 1 : head + 8]] == words[::-1]
+    assert max(map(len, lines[head : head + 8])) < 80
+    assert all(word.partition("=")[0] in (tmp_path / "t.csv").read_text() for word in words)
+    _, out, _ = call(tmp_path / "[0-5]", capsys=capsys)
+    assert "  rank  cell     hidden_size" in out
+
+
 def test_a_key_that_a_run_does_not_have_is_no_default(tmp_path, capsys):
     for name, words in (("a", ["optimizer=sgd", "optimizer.momentum=0.9"]), ("b", ["optimizer=sgd"]), ("c", [])):
         recorded(tmp_path / name, words)
