@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from jaxrnn import results, trackers
 from jaxrnn import settings as schema
-from jaxrnn import trackers
 from jaxrnn.errors import ConfigurationError, unknown
 from jaxrnn.refusals import as_it_stands, refusing
 from jaxrnn.settings import Settings
@@ -67,6 +67,7 @@ def opened(config_dir: str | None) -> Iterator[Any]:
     ConfigStore.instance().store(group="hydra/launcher", name="population", node=node)
     own = []
     if config_dir is not None:
+        check_words([config_dir])
         if not os.path.isdir(config_dir):
             raise ConfigurationError(f"--config-dir {config_dir!r}: no such folder")
         _check_yaml(Path(config_dir))
@@ -228,6 +229,13 @@ def plain(loader: Any, found: Composed, part: str) -> dict[str, Any]:
         return cast(dict, OmegaConf.to_container(found.config.hydra[part], resolve=True))
 
 
+def check_words(words: Iterable[str]) -> None:
+    """ConfigurationError for a word that no report would show."""
+    for word in words:
+        if not results.showable(word):
+            raise ConfigurationError(f"{word!r}: expected printable characters only, no control or formatting ones")
+
+
 def check_places(lines: Iterable[str], multirun: bool) -> None:
     """ConfigurationError for a word about a folder that would not be made."""
     for line in lines:
@@ -243,6 +251,7 @@ def compose(overrides: Sequence[str], *, config_dir: str | None = None) -> Setti
     >>> compose(["cell=gru", "optimizer.learning_rate=0.01"]).optimizer.learning_rate
     0.01
     """
+    check_words(overrides)
     check_places(overrides, multirun=False)
     with opened(config_dir) as loader:
         found = composed(loader, overrides)

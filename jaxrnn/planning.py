@@ -129,6 +129,7 @@ def parsed(loader: Any, overrides: Sequence[str]) -> list[Any]:
     """Hydra's Override of each line."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    config.check_words(overrides)
     with refusing(loader, overrides):
         return OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
 

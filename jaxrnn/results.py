@@ -123,10 +123,15 @@ def _overrides(lines: Any, path: Path) -> tuple[str, ...]:
     if (
         not isinstance(lines, list | tuple)
         or len(lines) > MOST_OVERRIDES
-        or not all(isinstance(line, str) and all(map(_printable, line)) for line in lines)
+        or not all(isinstance(line, str) and showable(line) for line in lines)
     ):
         raise ArtefactError(f"{path}: expected at most {MOST_OVERRIDES:,} printable lines, as in cell=gru")
     return tuple(lines)
+
+
+def showable(text: str) -> bool:
+    """Can it be shown and pasted: it has no control or formatting characters."""
+    return all(map(_printable, text))
 
 
 def _shown(text: str) -> str:

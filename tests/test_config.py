@@ -177,6 +177,20 @@ def test_a_sweep_is_every_combination_the_last_key_turning_fastest():
     assert jobs[2].overrides == ("cell=gru", "seed=0", "epochs=3")
 
 
+@pytest.mark.parametrize("character", ["\t", "\n", "\x1b", "\u202e", "\udcff"])
+def test_a_word_that_no_report_would_show_is_refused(character, tmp_path):
+    word = f'dataset.path="a{character}b.csv"'
+    for compose in (config.compose, planning.planned):
+        with pytest.raises(ConfigurationError, match="expected printable characters") as refused:
+            compose(["dataset=files", word])
+        assert character not in str(refused.value)
+        (place := tmp_path / "x\ty").mkdir(exist_ok=True)
+        with pytest.raises(ConfigurationError, match="expected printable characters"):
+            compose([], config_dir=str(place))
+    path = "dataset.path='\u0645\u06cc\u200c\u0631.csv'"
+    assert config.compose(["dataset=files", path]).overrides[1] == path
+
+
 def test_a_launcher_is_given_what_it_can_use():
     with pytest.raises(ConfigurationError, match="'nope' not found"):
         planning.planned(["hydra/launcher=population", "hydra.launcher.members=${nope}", "seed=0,1"])
