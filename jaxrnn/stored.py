@@ -62,8 +62,5 @@ def load_model(run: Path) -> Saved:
 
 def _near(folder: Path) -> str:
     """The run that may be meant where a folder of runs is given."""
-    try:
-        found = newest(folder)
-    except ArtefactError:  # of a summary.json that is none of ours
-        found = None
+    found = newest(folder)
     return f", such as {found}, the newest completed one in it" if found else ""
