@@ -19,6 +19,7 @@ from jaxrnn import (
     command,
     config,
     devices,
+    fingerprints,
     flowlog,
     history,
     loggers,
@@ -69,7 +70,7 @@ def run(
         summary: dict[str, Any] = {"status": "failed"}
         log = loggers.Logger()
         try:
-            mark = progress.fingerprint(settings, group)
+            mark = fingerprints.fingerprint(settings, group)
             taken = progress.Opened()
             if held_run:
                 taken = progress.opened(settings, mark, folder, say, group)

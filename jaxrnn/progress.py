@@ -1,45 +1,29 @@
-"""Progress that outlives its process: which run a folder holds, going on with it, saving it.
+"""Progress that outlives its process: which run a folder holds, resuming it, saving it."""
 
-A run is known by its fingerprint: every setting that decides the arithmetic, the data and the versions. Where one
-differs, the table below says what follows: FREE is ignored, SAID makes the record say "bitwise": false, the rest is
-refused unless resume_allow names it.
-"""
-
-import json
 import os
-import re
 import secrets
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrnn import checkpoints, config, devices, packing, runs
+from jaxrnn import checkpoints, fingerprints, packing, runs
 from jaxrnn.checkpoints import Checkpoint, storing
 from jaxrnn.errors import ArtefactError, BusyError, NumericalError, StorageError
 from jaxrnn.group import Group
 from jaxrnn.loggers import Logger
-from jaxrnn.settings import Settings, dotted
+from jaxrnn.settings import Settings
 
-FREE = {"dataset", "device", "logger", "log_every_steps", "experiment", "checkpoint", "on_nonfinite", "nonfinite_limit"}
-FREE |= {"resume", "resume_step", "resume_allow", "dry_run", "plots", "flow"}  # the dataset's rows are compared: "data"
-FREE_WORDS = FREE - {"dataset", "experiment"}  # of a command line: these two may stand for anything
-SAID = {"jax", "jaxlib", "device", "loops"}
-NETWORK = {"hidden_size", "layers", "bidirectional", "cell", "input", "head", "output", "tokenizer", "data"}
-SHAPES = NETWORK | {"optimizer.name", "optimizer.momentum"}  # want other arrays: resume_allow is not advised
-MEASURED = NETWORK | {"activation", "max_length"}  # with another one, the best epoch so far means nothing
-RESTARTS = {"data", "batch_size", "seed"}  # with another one, a place in the middle of an epoch means nothing
 SPEEDS = ("examples_per_second", "tokens_per_second")  # of the summary: those of the updates
 TOLD = ("best_epoch", "valid")  # of the summary: what stands before the run has ended
 LOGS = ("metrics.jsonl", "metrics.csv")
 WAYS_ON = {"patience": "patience=null", "max_steps": "a larger max_steps"}  # after what had ended a run
 TRACES = ("config.yaml", "summary.json", *LOGS, "model")  # of a run; one with none of them can begin again
 OF_SWEEPS = ("sweep.json", "study.json")
-TOP = re.compile(r"(\w+):")  # a line of config.yaml that begins a key or a group
 ROOM = 2.2  # checkpoints that must fit beside what there is: an old one stays until the new one is good
 
 
@@ -50,41 +34,6 @@ class Opened(NamedTuple):
     bitwise: bool = True  # going on is the run that never stopped, bit for bit
     finished: dict[str, Any] | None = None  # the summary of a completed run, which is left alone
     speeds: dict[str, float] = {}  # of its summary so far
-
-
-def fingerprint(settings: Settings, group: Group) -> dict[str, Any]:
-    """Everything that decides the arithmetic, by dotted key."""
-    flat = {key: value for key, value in dotted(settings).items() if key.partition(".")[0] not in FREE}
-    flat.pop("unroll.kernel", None)  # what became of it is "loops"
-    flat["loops"] = group.loops
-    versions = {name: devices.version(name) for name in ("jax", "jaxlib")}
-    flat |= {"data": group.digest, **versions, "device": devices.described(group.devices)}
-    return json.loads(json.dumps(flat))
-
-
-def deciding(text: str) -> list[str]:
-    """The lines of a config.yaml that are compared: those of FREE keys are left out."""
-    found, name = [], ""
-    for line in text.split("\n"):
-        if key := TOP.match(line):
-            name = key[1]
-        if name not in FREE and not (name == "unroll" and line.startswith("  kernel:")):
-            found.append(line)
-    return found
-
-
-def recorded(folder: Path, settings: Settings) -> bool:
-    """Does the config.yaml of a run say what these settings do; ArtefactError where it was changed."""
-    return deciding(runs.check_config(folder)) == deciding(config.to_yaml(settings))
-
-
-def rows_of(folder: Path) -> Any:
-    """The digest of the rows that the newest checkpoint was trained on; None where there is no checkpoint."""
-    if not (steps := checkpoints.steps(folder)):
-        return None
-    manifest = runs.read_json(folder / "checkpoints" / f"step_{steps[0]}" / "manifest.json")
-    mark = manifest.get("fingerprint") if isinstance(manifest, dict) else None
-    return mark.get("data") if isinstance(mark, dict) else ""
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -164,22 +113,22 @@ def opened(settings: Settings, mark: dict[str, Any], folder: Path, say: Callable
         found = None if done and not checkpoints.steps(folder) else checkpoints.newest(folder, say)
     if found is None and settings.resume == "must":
         raise ArtefactError(f"resume=must, but {folder} holds no checkpoint: expected one, or resume=auto")
-    if done and found is None and not recorded(folder, settings):
+    if done and found is None and not fingerprints.recorded(folder, settings):
         raise ArtefactError(f"{folder} holds another run, its config.yaml not as given here. Choose another folder")
     more = False
     changed: set[str] = set()
     if found:
-        more, changed = compared(found.fingerprint, mark, settings.resume_allow, folder)
+        more, changed = fingerprints.compared(found.fingerprint, mark, settings.resume_allow, folder)
         for name in sorted(changed):
-            say(f"not as it was: {difference(name, found.fingerprint, mark)}")
+            say(f"not as it was: {fingerprints.difference(name, found.fingerprint, mark)}")
         check_reached(settings, found, folder)
         more |= bool(changed & {"patience", "max_steps"})
-        if named := sorted(changed - SAID - {"epochs"}):
+        if named := sorted(changed - fingerprints.SAID - {"epochs"}):
             try:
                 start(group.programs, found, folder)
             except ArtefactError as error:
                 raise ArtefactError(f"{error}; choose another folder, or leave {', '.join(named)} as before") from None
-    if found and whole(changed) & MEASURED:
+    if found and fingerprints.whole(changed) & fingerprints.MEASURED:
         found = forgotten(found)
     by = ended(settings, group.steps, found) if found else None
     if done and (by or not more):
@@ -206,7 +155,7 @@ def opened(settings: Settings, mark: dict[str, Any], folder: Path, say: Callable
                     folder / "checkpoints" / f"step_{step}.left-{secrets.token_hex(3)}",
                 )
         say(f"resuming at step {found.step} of {folder}")
-        if changed & RESTARTS and not found.position.get("ended"):
+        if changed & fingerprints.RESTARTS and not found.position.get("ended"):
             state = {name: array[:0] if name.startswith("log.") else array for name, array in found.state.items()}
             taken = taken._replace(checkpoint=found._replace(batch=0, state=state))
     return taken
@@ -241,44 +190,9 @@ def room(folder: Path, group: Group, jobs: int = 1) -> None:
         )
 
 
-def compared(
-    recorded: dict[str, Any], here: dict[str, Any], allow: tuple[str, ...], folder: Path
-) -> tuple[bool, set[str]]:
-    """-> are more epochs asked for, the keys that differ and may; ArtefactError lists those that may not."""
-    differ = {key for key in {*recorded, *here} if recorded.get(key) != here.get(key)}
-    before, now = recorded.get("epochs"), here["epochs"]
-    more = "epochs" in differ and type(before) is int and now > before
-    if more and here.get("schedule.name") == "constant":
-        differ.discard("epochs")
-    allowed = {key for key in differ if key in SAID or key in allow or key.partition(".")[0] in allow}
-    allowed |= {"epochs"} & differ if more else set()
-    if "tokenizer" in allow or "dataset" in allow:
-        allowed |= {"data"} & differ
-    if refused := sorted(differ - allowed):
-        read_otherwise = any(key == "max_length" or key.startswith("tokenizer.") for key in refused)
-        named = [key for key in refused if key != "data" or not read_otherwise]
-        told = "; ".join(difference(key, recorded, here) for key in named)
-        hopeless = bool(whole(refused) & SHAPES)
-        way = "" if hopeless else f", or resume_allow=[{','.join(refused)}]"
-        raise ArtefactError(f"{folder} holds another run: {told}. Choose another folder{way}")
-    return more, allowed
-
-
-def whole(keys: Iterable[str]) -> set[str]:
-    """Dotted keys, and the groups they are of."""
-    return {part for key in keys for part in (key, key.partition(".")[0])}
-
-
 def forgotten(found: Checkpoint) -> Checkpoint:
     """The checkpoint without the best epoch so far: the next one is it."""
     return found._replace(best=None, position=found.position | {"score": None, "waited": 0, "told": {}})
-
-
-def difference(key: str, recorded: dict[str, Any], here: dict[str, Any]) -> str:
-    """How a key of two fingerprints differs, for people."""
-    if key == "data":
-        return "the rows of the data are not those it was trained on"
-    return f"{key}: {recorded.get(key)!r} there, {here.get(key)!r} here"
 
 
 def rewind(folder: Path, found: Checkpoint | None) -> None:

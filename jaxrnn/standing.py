@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrnn import progress, runs
+from jaxrnn import fingerprints, progress, runs
 from jaxrnn.errors import ArtefactError
 from jaxrnn.launchers import Outcome
 from jaxrnn.settings import Settings
@@ -40,7 +40,7 @@ def difference(there: Any, here: Sequence[str]) -> str:
     def counted(words: Any) -> list[str]:
         lines = [word for word in words if isinstance(word, str)] if isinstance(words, list | tuple) else []
         last = {line.lstrip("+~").partition("=")[0]: line for line in lines}  # of those about one key
-        return [line for key, line in last.items() if re.split(r"[.@]", key)[0] not in progress.FREE_WORDS]
+        return [line for key, line in last.items() if re.split(r"[.@]", key)[0] not in fingerprints.FREE_WORDS]
 
     before, now = counted(there), counted(here)
     sides = [line for line in before if line not in now], [line for line in now if line not in before]

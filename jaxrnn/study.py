@@ -22,11 +22,12 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from jaxrnn import choosing, devices, metrics, progress, runs, space, standing, sweep
+from jaxrnn import choosing, devices, fingerprints, metrics, running, runs, space, standing, sweep
 from jaxrnn.choosing import AGAIN, LEFT, OWNER, SURPLUS
 from jaxrnn.errors import ArtefactError, BusyError, ConfigurationError
 from jaxrnn.launchers import Outcome
 from jaxrnn.planning import Value
+from jaxrnn.running import Runner
 from jaxrnn.settings import KEYS, Settings, dotted
 from jaxrnn.space import Search
 
@@ -61,7 +62,7 @@ def run(plan: Search) -> int:
         named = options["storage"] and stack.enter_context(choosing.opened(options["storage"]))
         shown = [*plan.space, *(["seed"] if options["seeds"] > 1 else [])]
         where = plan.directory, plan.launcher, plan.example.experiment
-        runner = stack.enter_context(sweep.opened(*where, members=plan.members, shown=shown))
+        runner = stack.enter_context(running.opened(*where, members=plan.members, shown=shown))
         place = options["storage"] or f"sqlite:///{runner.folder / 'study.db'}"
         storage = named or stack.enter_context(choosing.opened(place))
         with choosing.refusals(place):
@@ -87,7 +88,7 @@ def identity(folder: Path) -> str:
 def fixed(plan: Search) -> dict[str, Any]:
     """The settings of every trial that decide its numbers, words and yaml alike, without those chosen and seed."""
     chosen = {key.lstrip("+") for key in plan.space} | {"seed"}
-    free = progress.FREE - {"dataset"}  # no checkpoint tells its rows yet
+    free = fingerprints.FREE - {"dataset"}  # no checkpoint tells its rows yet
     flat = {key: value for key, value in dotted(plan.example).items() if not {key, key.partition(".")[0]} & chosen}
     return json.loads(json.dumps({key: value for key, value in flat.items() if key.partition(".")[0] not in free}))
 
@@ -100,7 +101,7 @@ def differences(held: Any, record: dict[str, Any]) -> list[str]:
     there = there if isinstance(there, dict) else {}
     both = record["settings"].keys() & there
     settings = [
-        progress.difference(key, there, record["settings"])
+        fingerprints.difference(key, there, record["settings"])
         for key in sorted(both)
         if there[key] != record["settings"][key]
     ]
@@ -112,7 +113,7 @@ def differences(held: Any, record: dict[str, Any]) -> list[str]:
 class Study:
     """The part that one process, writer of one sweep's folder, has in a study."""
 
-    def __init__(self, plan: Search, runner: sweep.Runner, storage: Any, place: str, points: Sequence[dict[str, Any]]):
+    def __init__(self, plan: Search, runner: Runner, storage: Any, place: str, points: Sequence[dict[str, Any]]):
         self.plan, self.runner, self.place, self.points = plan, runner, place, points
         self.options, self.seeds = plan.options, plan.options["seeds"]
         self.owner = {

@@ -26,6 +26,7 @@ LAYER = {
     **dict.fromkeys(["train", "evaluate", "predict", "explain", "report"], COMMANDS),
     "front_door": "the front door",
     **dict.fromkeys(["command", "usage", "progress", "outline", "flowlog", "paired"], COMMANDS),
+    **dict.fromkeys(["fingerprints", "running"], COMMANDS),
     **dict.fromkeys(["job", "group", "sweep", "standing", "launchers", "processes", "study"], COMMANDS),
 }
 BELOW = {

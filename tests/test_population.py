@@ -27,9 +27,9 @@ from jaxrnn import (
     launchers,
     planning,
     population,
+    running,
     runs,
     stored,
-    sweep,
     train,
     vmapped,
     widths,
@@ -75,7 +75,7 @@ def swept(lines, members, watch=None, runner=None, folder="s"):
         if runner:
             found.extend(runner.run(list(enumerate(jobs)), watch))
         else:
-            with sweep.opened(folder, "population", members=members) as own:
+            with running.opened(folder, "population", members=members) as own:
                 found.extend(own.run(list(enumerate(jobs)), watch))
 
     thread = threading.Thread(target=run, daemon=True)
@@ -230,7 +230,7 @@ def test_they_compile_once_and_meet_in_every_call(met):
 
     jax.clear_caches()
     lines = [[f"seed={seed}", f"epochs={epochs}"] for seed, epochs in ((0, 3), (1, 3), (2, 3))]
-    with sweep.opened("s", "population", members=4) as runner:
+    with running.opened("s", "population", members=4) as runner:
         jax.monitoring.register_event_duration_secs_listener(heard)
         try:
             assert ended(swept(lines, 4, runner=runner)) == [("completed", 0)] * 3
@@ -317,7 +317,7 @@ def test_a_job_that_never_trains_keeps_nobody_waiting():
     Path("s/1").mkdir(parents=True)
     Path("s/1/config.yaml").write_text("not of ours")
     assert [outcome.status for outcome in swept(lines, 3)] == ["completed", "failed", "completed"]
-    with sweep.opened("t", "population", members=3) as runner:
+    with running.opened("t", "population", members=3) as runner:
         done = swept(lines[:1], 3, runner=runner)
         assert done[0].status == "completed" and ended(swept(lines, 3, runner=runner)) == [("completed", 0)] * 3
 
@@ -665,13 +665,13 @@ def test_a_polite_stop_waits_until_it_is_known_how_many_train_at_once():
 
 @pytest.mark.parametrize("bytes_of", [2, 1, 0.9])
 def test_fewer_at_once_where_the_memory_is_short(monkeypatch, capsys, met, bytes_of):
-    with sweep.opened("first", "population", members=4) as runner:
+    with running.opened("first", "population", members=4) as runner:
         swept([["seed=0"]], 4, runner=runner)
         (made,) = runner.groups.values()
         free = int(min(bytes_of, 1) * made.population.widths.needed(max(1, int(bytes_of))))
     monkeypatch.setattr(devices, "free_memory", lambda device: free)
     met.clear()
-    with sweep.opened("s", "population", members=4) as runner:
+    with running.opened("s", "population", members=4) as runner:
         found = ended(swept([[f"seed={n}", "epochs=1"] for n in range(4)], 4, runner=runner))
     (made,) = runner.groups.values()
     told = capsys.readouterr()
@@ -687,7 +687,7 @@ def test_fewer_at_once_where_the_memory_is_short(monkeypatch, capsys, met, bytes
 
 def test_visits_wait_for_each_other_but_members_do_not_wait_for_them(met):
     lines = [["seed=0", "epochs=300"], *([f"seed={n}", "epochs=2"] for n in range(1, 8))]
-    with sweep.opened("s", "population", members=8) as runner:
+    with running.opened("s", "population", members=8) as runner:
         swept([["seed=9"]], 8, runner=runner)
         met.clear()
         (made,) = runner.groups.values()

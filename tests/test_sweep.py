@@ -25,6 +25,7 @@ from jaxrnn import (
     launchers,
     planning,
     progress,
+    running,
     runs,
     standing,
     stored,
@@ -131,7 +132,7 @@ def test_a_watch_prunes_one_job_and_it_stays_pruned():
         return number == 1 and record["epoch"] == 2
 
     for launcher in ("population", "basic"):
-        with sweep.opened("s", launcher) as runner:
+        with running.opened("s", launcher) as runner:
             outcomes = runner.run(list(enumerate(chosen)), watch)
         assert [(o.number, o.status, o.code) for o in outcomes] == [(0, "completed", 0), (1, "pruned", 0)]
     assert sorted(pair[:2] for pair in heard) == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2)]
@@ -347,7 +348,7 @@ def test_a_stopped_sweep_says_in_one_line_how_to_go_on(monkeypatch, capsys, laun
     way = f"hydra.sweep.dir={folder}"
     assert (code, err) == (143, [f"jaxrnn.train: stopped, saved in {folder}; resume with the same command and {way}"])
     assert call(*line, way, capsys=capsys)[0] == 0
-    with pytest.raises(command.Terminated, match="before a checkpoint was saved in u"), sweep.opened("u", launcher):
+    with pytest.raises(command.Terminated, match="before a checkpoint was saved in u"), running.opened("u", launcher):
         raise command.Terminated
 
 
@@ -356,11 +357,11 @@ def test_a_second_interrupt_waits_for_no_job(members):
     """Each is where it hears of no stop, as in a compilation; the command leaves all the same, its record written."""
     code = """
 import os, signal, sys, threading, time
-from jaxrnn import command, sweep, train
-sweep.Runner.at_once = lambda self, tasks: 2
+from jaxrnn import command, running, train
+running.Runner.at_once = lambda self, tasks: 2
 def one(self, number, settings, watch, halt):
     if number == 0:
-        return sweep.Outcome(0, "failed", 3, {}, ValueError("early"))
+        return running.Outcome(0, "failed", 3, {}, ValueError("early"))
     if number == 1:
         threading.Thread(target=twice, daemon=True).start()
     time.sleep(300)
@@ -368,7 +369,7 @@ def twice():
     for _ in range(2):
         time.sleep(1)
         os.kill(os.getpid(), signal.SIGINT)
-sweep.Runner.one = one
+running.Runner.one = one
 command.run("train", train.main)
 """
     words = ["-m", *TINY, "seed=0,1,2", "hydra/launcher=population", f"hydra.launcher.members={members}"]
@@ -465,7 +466,7 @@ def test_a_job_that_was_stopped_in_another_process_is_said(capsys):
 def test_errors_of_jobs_hold_nothing_of_what_was_in_memory():
     seen = []
     fails = config.compose([*TINY, *(word.replace("1e+38,0.01", "1e+38") for word in FAILS), "plots=never"])
-    with sweep.opened("s", "basic") as runner:
+    with running.opened("s", "basic") as runner:
         outcomes = runner.run([(0, fails)])
     error = outcomes[0].error
     while error is not None:
@@ -476,7 +477,7 @@ def test_errors_of_jobs_hold_nothing_of_what_was_in_memory():
 
 def test_what_cannot_be_run_is_refused_before_anything_is_changed():
     one, other = (config.compose([*TINY, f"seed={seed}", "plots=never"]) for seed in (0, 1))
-    with sweep.opened("s", "basic") as runner:
+    with running.opened("s", "basic") as runner:
         runner.run([(0, one)])
         before = Path("s/sweep.json").read_bytes()
         with pytest.raises(BusyError, match="another job 0"):
@@ -486,7 +487,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_changed():
         assert set(runner.entries) == {0} and Path("s/sweep.json").read_bytes() == before
     for wrong in ({"launcher": "populatoin"}, {"launcher": "population", "members": 0}):
         says = r"populatoin.*did you mean 'population'|members=0"
-        with pytest.raises(ConfigurationError, match=says), sweep.opened("t", **wrong):
+        with pytest.raises(ConfigurationError, match=says), running.opened("t", **wrong):
             pass
     assert not Path("t").exists()
 
@@ -508,22 +509,22 @@ def test_a_sweep_is_known_by_the_words_of_each_job_in_any_order(capsys):
 
 
 def test_sweep_json_of_many_jobs_is_written_now_and_then(monkeypatch):
-    monkeypatch.setattr(sweep, "WRITTEN_EVERY", 1e9)
+    monkeypatch.setattr(running, "WRITTEN_EVERY", 1e9)
     written, write = [], runs.write_json
     monkeypatch.setattr(runs, "write_json", lambda path, value: (written.append(path.name), write(path, value)))
-    with sweep.opened("s", "population") as runner:
+    with running.opened("s", "population") as runner:
         runner.run([(n, config.compose([*TINY, f"seed={n}"])) for n in range(4)])
     assert written.count("sweep.json") == 2 and jobs("s") == [(n, "completed", 0) for n in range(4)]
 
 
 def test_the_group_that_was_not_used_for_longest_makes_room(monkeypatch):
-    monkeypatch.setattr(sweep, "GROUPS_KEPT", 2)
+    monkeypatch.setattr(running, "GROUPS_KEPT", 2)
     prepare, made = group.prepare, []
     monkeypatch.setattr(
         group, "prepare", lambda settings, *more: (made.append(settings.hidden_size), prepare(settings, *more))[1]
     )
     sizes = [3, 4, 3, 5, 3, 4]
-    with sweep.opened("s", "basic") as runner:
+    with running.opened("s", "basic") as runner:
         for number, size in enumerate(sizes):
             runner.run([(number, config.compose([*TINY, f"hidden_size={size}", "epochs=1", "unroll.kernel=never"]))])
     assert made == [3, 4, 5, 4]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxrnn import command, config, job, runs, sweep, trackers, train
+from jaxrnn import command, config, job, running, runs, trackers, train
 from jaxrnn.errors import ArtefactError, ConfigurationError, StorageError
 
 TINY = ["hidden_size=8", "input.size=4", "batch_size=16", "epochs=2", "dataset.train_rows=70", "patience=null"]
@@ -121,9 +121,9 @@ def test_a_sweep_is_the_parent_of_its_jobs(client):
     jobs = [config.compose([*TINY, "logger=mlflow", f"seed={seed}"]) for seed in (0, 1)]
     jobs.append(config.compose([*TINY, "logger=mlflow", "optimizer.learning_rate=1e30", "seed=2"]))
     for _ in range(2):  # the second finds them ended
-        with sweep.opened("s", "population") as runner:
+        with running.opened("s", "population") as runner:
             runner.run(list(enumerate(jobs[:2])))
-    with sweep.opened("s", "basic") as runner:
+    with running.opened("s", "basic") as runner:
         runner.run(list(enumerate(jobs)), lambda number, record: number == 2)
     held = {run["name"]: run for run in client.held.values()}
     parent = next(name for name, run in client.held.items() if run["name"] == "s")
@@ -167,11 +167,11 @@ def test_what_is_stopped_while_it_is_told_how_it_ended_is_told_again(client, cap
 
 def test_a_sweep_whose_jobs_had_all_ended_ends_there_too(client, monkeypatch):
     jobs = [(n, config.compose([*TINY, "logger=mlflow", f"seed={n}"])) for n in (0, 1)]
-    with monkeypatch.context() as patch, sweep.opened("s", "basic") as runner:
+    with monkeypatch.context() as patch, running.opened("s", "basic") as runner:
         patch.setattr(trackers, "sweep", lambda *_: trackers.contextmanager(lambda: (yield))())  # killed before its end
         runner.run(jobs)
     for left in (True, False):
-        with sweep.opened("s", "basic") as runner:
+        with running.opened("s", "basic") as runner:
             runner.run(jobs)
         assert {run["status"] for run in client.held.values()} == {"FINISHED"} and "s" in str(client.held)
         client.broken = left  # it is not asked for a sweep that has ended
@@ -231,7 +231,7 @@ def test_wandb_runs_are_grouped_by_their_sweep(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setattr(trackers, "check", lambda name: None)
     words = [*TINY, "logger=[jsonl,wandb]", "flow.every_steps=0"]
-    with sweep.opened("s", "population") as runner:
+    with running.opened("s", "population") as runner:
         runner.run([(n, config.compose([*words, f"seed={n}"])) for n in (0, 1)])
     job.run(config.compose([*words, "hydra.run.dir=r"]), loud=False)
     job.run(config.compose([*words, "hydra.run.dir=r", "epochs=3"]), loud=False)
