@@ -153,7 +153,7 @@ def learn(
     runs.write(folder / "vocabulary.json", group.vocabulary)
     runs.write_json(folder / "overrides.json", list(settings.overrides))
     runs.write_json(folder / "data_report.json", report)
-    say("\n".join([outline.data(settings, group.encoded), *outline.warnings(group.encoded)]))
+    say(outline.rows(settings, group.encoded))
 
     began = time.perf_counter()
     programs = group.programs

@@ -21,6 +21,11 @@ def data(settings: Settings, encoded: Any) -> str:
     return f"data: {settings.dataset.name}, {counts} rows, {tokens:,} tokens, {classes} classes"
 
 
+def rows(settings: Settings, encoded: Any) -> str:
+    """The line of `data`, and what to know of them before the result is believed."""
+    return "\n".join([data(settings, encoded), *warnings(encoded)])
+
+
 def warnings(encoded: Any) -> list[str]:
     """What to know of the data before the result is believed."""
     return [f"warning: {line}" for line in encoded.report["warnings"]]
@@ -45,8 +50,7 @@ def plan(settings: Settings, group: Group) -> str:
     size = group.checkpoint_bytes
     where = settings.directory or f"a new folder {runs.ROOT / settings.experiment}/"
     lines = [
-        data(settings, group.encoded),
-        *warnings(group.encoded),
+        rows(settings, group.encoded),
         f"device: {devices.described(group.devices)}",
         f"network: {network(settings)}",
         f"updates: {steps:,} an epoch, {updates:,} at most; a checkpoint is {size:,} bytes",

@@ -26,6 +26,7 @@ from jaxrnn import (
     group,
     job,
     launchers,
+    outline,
     processes,
     progress,
     runs,
@@ -33,7 +34,7 @@ from jaxrnn import (
     trackers,
 )
 from jaxrnn.core import Core
-from jaxrnn.errors import BusyError, ConfigurationError, JaxrnnError, MemoryExceeded, too_large, unknown
+from jaxrnn.errors import BusyError, ConfigurationError, JaxrnnError, MemoryExceeded, many, too_large, unknown
 from jaxrnn.group import Group
 from jaxrnn.job import Halt
 from jaxrnn.launchers import Outcome, Room, Task, Turns
@@ -74,6 +75,7 @@ class Runner:
         self.groups: dict[str, Group] = {}
         self.cores: dict[str, int] = {}  # that a job of the group takes
         self.digests: dict[str, str] = {}  # of rows
+        self.told: set[str] = set()  # rows of which was said what they are
         self.read: tuple[str, Any] | None = None  # those that were read last, to compare them with ended jobs
         self.jobs: dict[str, int] = {}  # of a group, to be run
         self.new: Counter[str] = Counter()  # of these, that are yet to begin and have no folder
@@ -119,6 +121,8 @@ class Runner:
         self.new = Counter(key for key, counted in zip(keys, new, strict=True) if counted)
         rank = {key: n for n, key in enumerate(self.jobs)}  # one group after the other, however jobs mix them
         ordered = [task for _, task in sorted(zip(keys, tasks, strict=True), key=lambda pair: rank[pair[0]])]
+        if tasks and not self.shown:
+            print(f"{many(len(tasks), 'job')} to run in {self.folder}", flush=True)
         with trackers.sweep(self.folder, {name for _, settings in jobs for name in settings.logger}, len(tasks)):
             try:
                 self.launch(ordered, ended)
@@ -237,6 +241,9 @@ class Runner:
                 same = [g.encoded for k, g in self.groups.items() if group.rows(k) == rows]
                 same += [self.read[1]] if self.read and self.read[0] == rows else []
                 made = group.prepare(settings, lambda _: None, next(iter(same), None), self.members)
+                if rows not in self.told:
+                    self.told.add(rows)
+                    print(outline.rows(settings, made.encoded), flush=True)
                 while len(self.groups) >= GROUPS_KEPT:
                     oldest = next(iter(self.groups))
                     del self.groups[oldest]

@@ -52,7 +52,7 @@ def rehearse(jobs: Sequence[Settings], members: int | None = 1) -> None:
         except JaxrnnError as error:
             raise type(error)(f"{' '.join(settings.overrides)}: {error}") from error
         if known is None:
-            print("\n".join([outline.data(settings, made.encoded), *outline.warnings(made.encoded)]))
+            print(outline.rows(settings, made.encoded))
         left[rows] -= 1
         if left[rows]:  # let go of what no other group reads
             read[rows] = made.encoded
