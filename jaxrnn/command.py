@@ -147,7 +147,9 @@ def run(name: str, main: Callable[[Sequence[str]], int | None], unread: bool = F
     whoever read the output has closed it.
     """
     for stream in ("stdout", "stderr"):
-        if isinstance(found := getattr(sys, stream), io.TextIOWrapper):  # not one that was closed before
+        if (found := getattr(sys, stream)) is None:  # closed before the command began
+            setattr(sys, stream, open(os.devnull, "w", errors="backslashreplace"))  # noqa: SIM115
+        elif isinstance(found, io.TextIOWrapper):
             found.reconfigure(errors="backslashreplace")
             if unread:
                 setattr(sys, stream, lasting(found))

@@ -90,6 +90,13 @@ def test_training_goes_on_when_nobody_reads_its_output(more, unbuffered):
     assert found == ["completed"] * (5 if more else 1)
 
 
+def test_a_command_without_any_output_runs():
+    code = "import sys; from jaxrnn import command; command.run('x', lambda _: int(sys.stdout.isatty()), unread=True)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(train.__file__).parent.parent)}
+    line = ["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, code]
+    assert subprocess.run(line, env=environment, check=False).returncode == 0
+
+
 def test_the_run_folder_holds_what_the_contract_names(trained):
     folder, _ = trained
     wanted = "checkpoints config.yaml data_report.json environment.json metrics.csv metrics.jsonl model overrides.json"
