@@ -569,7 +569,7 @@ def test_members_share_a_core_and_nobody_else_is_kept_there(monkeypatch):
 
     save = stored.save_model
     monkeypatch.setattr(population.Population, "_made", calling)
-    monkeypatch.setattr(runs, "save_model", saving)
+    monkeypatch.setattr(stored, "save_model", saving)
     swept([["seed=0"], ["seed=1"]], 2, lambda number, record: watched.append(here(0)) or False)
     assert told == {("conductor", len(every)), ("ended", len(every))}
     assert {len(cores) for cores in watched} == {1} and len({*map(tuple, watched)}) == 1
@@ -600,7 +600,7 @@ def test_who_writes_at_the_end_keeps_neither_a_turn_nor_a_place(monkeypatch):
         return segment(self, *arguments)
 
     monkeypatch.setattr(launchers, "WRITING", 8)  # a thread for each job
-    monkeypatch.setattr(runs, "save_model", slow)
+    monkeypatch.setattr(stored, "save_model", slow)
     monkeypatch.setattr(population.Population, "_segment", counted)
     lines = [["seed=0", "epochs=9"], *([f"seed={n}", "epochs=1"] for n in range(1, 9))]
     assert ended(swept(lines, 4)) == [("completed", 0)] * 9
