@@ -66,7 +66,8 @@ def run(
         folder = folder or runs.new_folder(settings.experiment)
         if not known:
             held.enter_context(runs.locked(folder))
-        held_run, begun = progress.holds_run(folder, settings), False
+        held_run = progress.holds_run(folder, settings)
+        begun = held_run and not progress.completed(folder)
         summary: dict[str, Any] = {"status": "failed"}
         log = loggers.Logger()
         try:
@@ -79,6 +80,7 @@ def run(
                     taken = taken._replace(bitwise=False)
             if taken.finished is not None:
                 return taken.finished | {"run": str(folder)}
+            begun = held_run
             progress.room(folder, group)
             runs.write(folder / "config.yaml", runs.sealed(config.to_yaml(settings)))
             begun = True
@@ -111,7 +113,7 @@ def run(
                 raise type(error)(progress.stopped(folder)) from error
             raise
         finally:
-            if begun:  # one refused before it began leaves the record as it was
+            if begun:  # one refused before it began leaves no record
                 summary |= {"seconds": time.perf_counter() - began, "overrides": list(settings.overrides)}
                 summary |= {"config_dir": settings.config_dir} if settings.config_dir else {}
                 try:

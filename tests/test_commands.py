@@ -589,7 +589,9 @@ def test_a_run_that_had_only_its_test_to_do_keeps_the_speed_of_its_updates(monke
         patched.setitem(loggers.MEMBERS, "csv", heard)
         assert call("train", *line, "logger=csv", capsys=capsys)[0] == 143
     stopped = json.loads(Path("here/summary.json").read_text())
-    other = call("train", *line, "logger=csv", "head=mean", "resume_allow=[head]", capsys=capsys)
+    shutil.copytree("here", "copy")
+    changed = ["head=mean", "resume_allow=[head]", "hydra.run.dir=copy"]
+    other = call("train", *line, "logger=csv", *changed, capsys=capsys)
     assert other[0] == 5 and "nothing is left to train (epochs=2)" in other[2][0]
     assert call("train", *line, "logger=csv", capsys=capsys)[0] == 0
     summary = json.loads(Path("here/summary.json").read_text())
