@@ -27,6 +27,9 @@ WORTH_DIVIDING = 2e8
 # Options of mallopt (malloc.h): M_MMAP_THRESHOLD, above which memory is the system's own, at its largest, and
 # M_TRIM_THRESHOLD, above which what is free at an end is given back. Bytes.
 KEPT = {-3: 32 << 20, -1: 256 << 20}
+LARGE, PIECE = 2 << 20, 16 << 20  # bytes of a large page; of what is asked for at once, small enough for the heap
+PIECES, PIECES_OF_THREAD = 12, 3  # less than is given back; less than the 64 MB of the first heap of a thread
+MADV_HUGEPAGE = 14
 
 
 def set_flags(environ: Any = os.environ) -> None:
@@ -50,6 +53,26 @@ def keep_memory(environ: Mapping[str, str] = os.environ) -> bool:
         return False
     tell = getattr(ctypes.CDLL(None), "mallopt", None)
     return tell is not None and all(tell(option, size) for option, size in KEPT.items())
+
+
+def large_pages(pieces: int = PIECES) -> None:
+    """Pages of 2 MB where the heap of this thread will grow, if the system has them on request, as most have.
+
+    The rows of a table lie on many small pages, each of which the processor has to find. The heap grows, is told so,
+    and is free again, untouched. Where `keep_memory` cannot be sure of the C library nothing is done.
+    """
+    if not keep_memory():
+        return
+    library = ctypes.CDLL(None)
+    library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    library.free.restype, library.free.argtypes = None, [ctypes.c_void_p]
+    held = [place for _ in range(pieces) if (place := library.malloc(PIECE))]
+    if held:
+        first, end = -(-min(held) // LARGE) * LARGE, (max(held) + PIECE) // LARGE * LARGE
+        if end - first <= (pieces + 1) * PIECE:  # all of it the heap's
+            library.madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), MADV_HUGEPAGE)
+    for place in held:
+        library.free(place)
 
 
 def _library_holds(name: str) -> bool:

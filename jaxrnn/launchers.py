@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
@@ -80,7 +81,8 @@ def population(tasks: Sequence[Task], ended: Ended, members: int | Callable[[Seq
             raise stop
         threads = together + together // SHARE_WRITING if together > 1 else devices.cores()
         done: SimpleQueue[Future[Outcome]] = SimpleQueue()
-        pool = ThreadPoolExecutor(threads + WRITING)
+        wide = partial(devices.large_pages, devices.PIECES_OF_THREAD) if together == 1 else None
+        pool = ThreadPoolExecutor(threads + WRITING, initializer=wide)
         try:
             jobs = [pool.submit(task.run, lambda: stop) for task in tasks]
             for job in jobs:

@@ -7,7 +7,7 @@ import gc
 import re
 from collections.abc import Sequence
 
-from jaxrnn import command, config, foreign, job, outline, planning, space
+from jaxrnn import command, config, devices, foreign, job, outline, planning, space
 from jaxrnn.errors import ConfigurationError
 from jaxrnn.group import prepare
 
@@ -44,6 +44,7 @@ def started(arguments: Sequence[str]) -> int:
 
         print(usage.text())
         return 0
+    devices.large_pages()
     if given.multirun:
         if not any(map(WITHOUT_C.match, given.overrides)):
             foreign.begin()  # before it is known whether it will be asked for: it mostly is, and takes longest

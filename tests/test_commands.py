@@ -782,6 +782,27 @@ def test_cores_are_no_more_than_granted(monkeypatch):
         assert devices.cores() == expected
 
 
+def test_the_heap_is_asked_for_in_large_pages(monkeypatch):
+    code = """
+import re, sys, threading
+from pathlib import Path
+from jaxrnn import devices
+wide = lambda: sum("hg" in flags.split() for flags in re.findall("VmFlags:(.*)", Path("/proc/self/smaps").read_text()))
+counts = [wide()]
+devices.large_pages()
+counts.append(wide())
+thread = threading.Thread(target=devices.large_pages, args=[devices.PIECES_OF_THREAD])
+thread.start(), thread.join()
+print(*counts, wide())
+"""
+    enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not enabled.exists() or not devices.keep_memory():
+        pytest.skip("no large pages here, or not the C library that keep_memory knows")
+    monkeypatch.setenv("PYTHONPATH", str(Path(devices.__file__).parent.parent))
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert found[0] == "0" and 0 < int(found[1]) < int(found[2])
+
+
 def test_freed_memory_is_kept_for_what_comes_next(monkeypatch):
     code = """
 import resource, sys
