@@ -71,6 +71,8 @@ def fit(
         at, logs = (0, [EMPTY]) if now.ended else (now.batch, [now.log])
         stop = len(order) if max_steps is None else min(len(order), at + max_steps - done)
         seconds, news, settled = 0.0, [], False
+        if start and not at and not now.ended:  # the epoch begins again, with a state of its middle
+            state, start = _settled(programs, state, hyper, order), None
         while at < stop:
             until = stop if pace is None and stop <= 8 else min(stop, at + (8 if pace is None else max(1, int(pace))))
             until = min([until, *(at + every - done % every for every in report_every)])
@@ -94,14 +96,13 @@ def fit(
                 if not last:
                     refused, done, at = refused + 1, done + 1, at + 1
                     if go_back:  # settled: it may have had more updates of an epoch than there will be room for
-                        back = programs.segment(go_back(), hyper, programs.data, order, *_from_to(at, at, True))
-                        state = back[0]
+                        state = _settled(programs, go_back(), hyper, order)
                 now = Position(done, epoch, at, False, best, waited, refused, _joined(logs))
                 yield Report(epoch, done, at, EMPTY, None, None, False, seconds, state, now, guilty)
                 if last:
                     raise NumericalError(_not_finite(guilty))
         if not settled:
-            state, *_ = programs.segment(state, hyper, programs.data, order, *_from_to(at, at, True))
+            state = _settled(programs, state, hyper, order)
         whole = Log(*(field.astype(np.float64) for field in _joined(logs)))
         rows = max(whole.weight.sum(), 1.0)
         train = {"loss": float((whole.loss * whole.weight).sum() / rows), "accuracy": float(whole.correct.sum() / rows)}
@@ -111,6 +112,11 @@ def fit(
         best, waited = (score, 0) if improved else (best, waited + 1)
         now = Position(done, epoch, at, True, best, waited, refused)
         yield Report(epoch, done, at, _joined(news), train, valid, improved, seconds, state, now)
+
+
+def _settled(programs, state, hyper, order):
+    """The state with every parameter up to date, and room for the updates of an epoch."""
+    return programs.segment(state, hyper, programs.data, order, *_from_to(0, 0, True))[0]
 
 
 def _from_to(begin, end, last):
