@@ -636,7 +636,8 @@ def test_a_sweep_goes_on_when_a_job_fails(tmp_path, capsys):
     assert [(entry["job"], entry["status"], entry["code"]) for entry in entries] == [
         (0, "failed", 4), (1, "completed", 0),
     ]  # fmt: skip
-    assert [line.split()[:3] for line in out[:2]] == [
+    assert "2 jobs to run in " in out[0] and out[1].startswith("data: phrases, 64 train")
+    assert [line.split()[:3] for line in out[2:4]] == [
         ["job", "0:", "optimizer.learning_rate=1e+38"], ["job", "1:", "optimizer.learning_rate=0.01"],
     ]  # fmt: skip
     assert "not finite" in err[-1]

@@ -94,7 +94,7 @@ def test_a_folder_of_runs_is_refused_with_the_newest_of_them(tmp_path):
     with pytest.raises(ArtefactError, match=f"expected a run folder .*, such as {tmp_path / '2'}, the newest"):
         stored.load_model(tmp_path)
     (tmp_path / "3" / "summary.json").write_text("{")
-    with pytest.raises(ArtefactError, match=r"holds no model/: expected a run folder that jaxrnn.train has written$"):
+    with pytest.raises(ArtefactError, match=f"such as {tmp_path / '2'}, the newest"):
         stored.load_model(tmp_path)
 
 

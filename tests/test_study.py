@@ -18,7 +18,7 @@ import pytest
 optuna = pytest.importorskip("optuna", reason="needs the extra [sweeps]")
 sqlalchemy = pytest.importorskip("sqlalchemy", reason="needs the extra [sweeps]")
 
-from jaxrnn import choosing, command, planning, runs, space, study, sweep, train  # noqa: E402
+from jaxrnn import choosing, command, planning, running, runs, space, study, sweep, train  # noqa: E402
 from jaxrnn.errors import ConfigurationError, NumericalError, StorageError  # noqa: E402
 from jaxrnn.launchers import Outcome  # noqa: E402
 
@@ -195,7 +195,7 @@ def quick(monkeypatch):
             with runs.locked(runner.folder):
                 yield runner
 
-        monkeypatch.setattr(sweep, "opened", opened)
+        monkeypatch.setattr(running, "opened", opened)
         monkeypatch.setattr(sweep, "conclude", lambda *_: print("a report"))
         code = command.exit_code("train", train.main, ["-m", "hydra/sweeper=optuna", *arguments])
         return code, runner
